@@ -1,0 +1,71 @@
+"""Let a model answer: prompts in batches of nearly equal length, padded on the left."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from models.batch import collate
+from models.contract import SpeechLLM
+from models.recipe import Decoding
+from models.rendering import Audio, Message
+
+BATCH_TOKENS = 2048  # of prompts, padding included
+SPARE_TOKENS = 8  # that an answer may have beyond decoding.tokens_per_second
+
+
+def answer_all(
+    model: SpeechLLM,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[list[Message]],
+    audios: Sequence[Audio],
+    seconds: Sequence[float],
+    decoding: Decoding,
+    progress: Callable[[int], None] = lambda done: None,
+) -> list[str]:
+    """Answers in the order of the prompts; the result of one does not depend on the others.
+
+    An answer is cut at `SPARE_TOKENS + decoding.tokens_per_second x seconds` tokens, so that an untrained model that
+    never stops costs no more than its clip.
+    """
+    rendered = [model.render(tokenizer, prompt, audio) for prompt, audio in zip(prompts, audios, strict=True)]
+    order = sorted(range(len(rendered)), key=lambda i: (len(rendered[i]), i))
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    device = next(model.parameters()).device
+    answers = [""] * len(rendered)
+    done = 0
+    for rows in _batches(order, [len(r) for r in rendered]):
+        limit = min(
+            decoding.max_new_tokens, round(SPARE_TOKENS + decoding.tokens_per_second * max(seconds[i] for i in rows))
+        )
+        batch = collate(
+            [(rendered[i], audios[i] if rendered[i].audio_at else Audio()) for i in rows], int(pad), "left"
+        ).to(device)
+        for i, ids in zip(rows, model.generate(batch, decoding, tokenizer, limit), strict=True):
+            answers[i] = model.read_answer(tokenizer, ids)
+        done += len(rows)
+        progress(done)
+    return answers
+
+
+def answer(
+    model: SpeechLLM,
+    tokenizer: PreTrainedTokenizerBase,
+    waveform: torch.Tensor,
+    prompt: list[Message],
+    decoding: Decoding,
+) -> str:
+    """Answer about one recording, `(samples,)` at 16 kHz, with the model's own encoders."""
+    return answer_all(model, tokenizer, [prompt], model.listen([waveform]), [len(waveform) / 16_000], decoding)[0]
+
+
+def _batches(order: list[int], lengths: list[int]) -> list[list[int]]:
+    batches: list[list[int]] = []
+    for i in order:
+        if batches and lengths[i] * (len(batches[-1]) + 1) <= BATCH_TOKENS:
+            batches[-1].append(i)
+        else:
+            batches.append([i])
+    return batches

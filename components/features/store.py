@@ -1,0 +1,213 @@
+"""A finished feature cache: published once from its parts, then read clip by clip, locally or over the network."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import zlib
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from safetensors.torch import load
+from torch import Tensor
+
+from components.digest import digest
+from components.features.key import fingerprint
+from components.features.parts import FeaturePart, finished_part
+from components.schema import AudioManifest, FeatureManifest
+from infra.storage import exists, join, open_read, publish_bytes, read_bytes, read_json, read_range, size, write_bytes
+
+MANIFEST = "manifest.json"
+INDEX = "features.parquet"
+THREADS = 16  # small files that are asked for at once
+BUFFER = 8 << 20  # bytes
+
+REMEDY = "remove {root}/" + MANIFEST + " and run the cache stage again, finished shards are kept"
+
+
+class Place(NamedTuple):
+    """Where the features of a clip lie; the columns of `features.parquet` besides the key."""
+
+    shard: str
+    offset: int  # of the safetensors bytes in the tar
+    size: int  # bytes
+    frames: int
+    crc32: int  # of the safetensors bytes
+
+
+class FeatureStore:
+    """Reads a finished cache at `root_url`; holds no open file, so it may be shared by threads and processes.
+
+    FileNotFoundError if the cache is not finished, ValueError if its index is damaged.
+    """
+
+    def __init__(self, root_url: str) -> None:
+        self.root = root_url
+        manifest = published(root_url)
+        if manifest is None:
+            raise FileNotFoundError(f"no finished feature cache at {root_url}: run the cache stage, it resumes")
+        self.manifest = manifest
+        self.places = read_places(root_url)
+        if content_digest(manifest, self.places) != manifest.digest:
+            raise ValueError(f"{join(root_url, INDEX)} or its manifest is damaged, they do not belong together: "
+                             f"{REMEDY.format(root=root_url)}")
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __contains__(self, key: str) -> bool:
+        return key in self.places
+
+    def keys(self) -> list[str]:
+        """Keys in the order in which they are stored."""
+        return list(self.places)
+
+    def in_order(self, keys: Iterable[str]) -> list[str]:
+        """The keys sorted by shard and offset, so that reading them is sequential."""
+        return sorted(keys, key=lambda key: self.place(key)[:2])
+
+    def place(self, key: str) -> Place:
+        """Where a clip lies; KeyError that names the cache if it has none."""
+        try:
+            return self.places[key]
+        except KeyError:
+            raise KeyError(f"clip {key!r} is not in the feature cache {self.root}") from None
+
+    def frames(self, key: str) -> int:
+        """Frames of a clip, from the index."""
+        return self.place(key).frames
+
+    def load(self, key: str) -> Tensor:
+        """Features `(frames, width)` bfloat16 of a clip, or its units `(frames,)` int32.
+
+        Reads only the bytes of that clip and checks them: ValueError if they are damaged.
+        """
+        place = self.place(key)
+        url = join(self.root, place.shard)
+        data = read_range(url, place.offset, place.size)
+        if len(data) != place.size or zlib.crc32(data) != place.crc32:
+            raise ValueError(f"clip {key!r} in {url} is damaged: {_remedy(self.root, place.shard)}")
+        return load(data)[self.manifest.kind]
+
+    def verify(self) -> None:
+        """Read every shard and compare its sha256 with the manifest's; ValueError that names those that differ."""
+        shards = self.manifest.shards
+        with ThreadPoolExecutor(4) as pool:
+            found = list(pool.map(lambda shard: _sha256(join(self.root, shard.name)), shards))
+        damaged = [shard.name for shard, sha in zip(shards, found, strict=True) if sha != shard.sha256]
+        if damaged:
+            raise ValueError(f"{len(damaged)} of {len(shards)} shards in {self.root} are damaged or "
+                             f"missing ({', '.join(damaged[:5])}): {_remedy(self.root, damaged[0])}")
+
+
+def publish_features(feature_root: str, key: dict[str, Any], audio: AudioManifest) -> FeatureManifest:
+    """Collate the parts of a cache into `features.parquet` and, last and once, `manifest.json`.
+
+    Returns the manifest that is there if the cache was published before. ValueError if shards are missing, or the parts
+    were not all made with the numerics that the key names, or another manifest stands at that place.
+    """
+    with ThreadPoolExecutor(THREADS) as pool:
+        found = list(pool.map(lambda shard: finished_part(shard, feature_root), audio.shards))
+    missing = [shard.name for shard, part in zip(audio.shards, found, strict=True) if part is None]
+    if missing:
+        raise ValueError(f"{len(missing)} of {len(found)} shards of {feature_root} are not there yet "
+                         f"({', '.join(missing[:5])}): run the cache stage again, it resumes")
+    parts = [part for part in found if part is not None]
+    _check_parts(feature_root, key, parts)
+    places = {row.key: Place(part.shard.name, row.offset, row.size, row.frames, row.crc32)
+              for part in parts for row in part.rows}
+    manifest = FeatureManifest(
+        kind=key["kind"], fingerprint=fingerprint(key), key=key, dataset=audio.dataset, version=audio.version,
+        audio_digest=audio.digest, digest="", shards=tuple(part.shard for part in parts), samples=len(places),
+        frames=sum(part.frames for part in parts), width=parts[0].width if parts else 0)
+    manifest = manifest.model_copy(update={"digest": content_digest(manifest, places)})
+    before = published(feature_root)
+    if before is not None and before.digest != manifest.digest:
+        raise ValueError(f"{feature_root} was published from other shards: remove that folder and run the stage again")
+    write_bytes(join(feature_root, INDEX), index_bytes(places))  # also when it was lost after the manifest was written
+    publish_bytes(join(feature_root, MANIFEST), (manifest.model_dump_json(indent=2) + "\n").encode())
+    return manifest
+
+
+def published(feature_root: str) -> FeatureManifest | None:
+    """The manifest of a finished cache, or None; ValueError if it cannot be read."""
+    url = join(feature_root, MANIFEST)
+    if not exists(url):
+        return None
+    try:
+        return FeatureManifest.model_validate(read_json(url))
+    except ValueError as error:
+        raise ValueError(f"{url} cannot be read ({error}): {REMEDY.format(root=feature_root)}") from error
+
+
+def up_to_date(feature_root: str, audio: AudioManifest) -> FeatureManifest | None:
+    """The manifest if the cache was made from exactly this audio and every file has its size, else None."""
+    manifest = published(feature_root)
+    if manifest is None or manifest.audio_digest != audio.digest or not exists(join(feature_root, INDEX)):
+        return None
+
+    def whole(name: str, expected: int) -> bool:
+        return exists(join(feature_root, name)) and size(join(feature_root, name)) == expected
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        complete = all(pool.map(lambda shard: whole(shard.name, shard.bytes), manifest.shards))
+    return manifest if complete else None
+
+
+def content_digest(manifest: FeatureManifest, places: dict[str, Place]) -> str:
+    """Digest of a cache: all that its manifest says, the digest aside, and its index."""
+    total = hashlib.sha256()
+    for name, place in places.items():
+        total.update(f"{name} {tuple(place)}\n".encode())
+    return digest(manifest.model_dump(mode="json", exclude={"digest"}) | {"index": total.hexdigest()})
+
+
+def index_bytes(places: dict[str, Place]) -> bytes:
+    """`features.parquet`: key, shard, offset and size in bytes of the safetensors in the tar, frames, crc32."""
+    columns: dict[str, Any] = {"key": pa.array(list(places), pa.string())}
+    for i, name in enumerate(Place._fields):
+        kind = pa.string() if name == "shard" else pa.int64()
+        columns[name] = pa.array([place[i] for place in places.values()], kind)
+    buffer = io.BytesIO()
+    pq.write_table(pa.table(columns), buffer, compression="zstd")
+    return buffer.getvalue()
+
+
+def read_places(feature_root: str) -> dict[str, Place]:
+    """The index of a cache: key → shard and row, in stored order. ValueError if it cannot be read."""
+    url = join(feature_root, INDEX)
+    try:
+        table = pq.read_table(io.BytesIO(read_bytes(url)))
+        columns = [table.column(name).to_pylist() for name in Place._fields]
+        keys: list[Any] = table.column("key").to_pylist()
+        return dict(zip(keys, map(Place._make, zip(*columns, strict=True)), strict=True))
+    except (pa.ArrowException, OSError, ValueError, KeyError) as error:
+        raise ValueError(f"{url} cannot be read ({error}): {REMEDY.format(root=feature_root)}") from error
+
+
+def _check_parts(feature_root: str, key: dict[str, Any], parts: list[FeaturePart]) -> None:
+    for part in parts:
+        if part.numerics != key["numerics"] or part.kind != key["kind"]:
+            raise ValueError(f"{join(feature_root, part.shard.name)} was made with {part.kind} on {part.numerics}, the "
+                             f"key says {key['kind']} on {key['numerics']}: {_remedy(feature_root, part.shard.name)}")
+    keys = [row.key for part in parts for row in part.rows]
+    if len(set(keys)) != len(keys):
+        raise ValueError(f"keys are not unique in {feature_root}: ingest the audio again")
+
+
+def _sha256(url: str) -> str:
+    """sha256 of a file at any URL; empty if it is not there."""
+    if not exists(url):
+        return ""
+    total = hashlib.sha256()
+    with open_read(url) as file:
+        while block := file.read(BUFFER):
+            total.update(block)
+    return total.hexdigest()
+
+
+def _remedy(feature_root: str, shard: str) -> str:
+    return f"delete {join(feature_root, shard)} and run the cache stage again, only this shard is made anew"

@@ -1,0 +1,92 @@
+"""What goes into which shard, and under which key: fixed from the list of recordings, before any file is opened."""
+
+from __future__ import annotations
+
+import itertools
+import posixpath
+import re
+from collections import Counter
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from components.digest import digest_bytes
+from components.schema import Recording, Reject
+from infra.storage import join
+
+KEY_LENGTH = 80  # letters; with the longest suffix (.safetensors) a member name fits into the 100 of a plain tar
+PER_SHARD = 256  # recordings
+
+
+class Keyed(NamedTuple):
+    """A recording and the WebDataset key that its sample gets."""
+
+    key: str
+    recording: Recording
+
+
+def set_duplicates_aside(recordings: Sequence[Recording], data_url: str = "") -> tuple[list[Recording], list[Reject]]:
+    """The first recording of each id, in order, and a reject for each later one."""
+    seen: set[str] = set()
+    kept: list[Recording] = []
+    rejects: list[Reject] = []
+    for recording in recordings:
+        identity = recording.annotation.id
+        if identity in seen:
+            reason = "duplicate id: an earlier recording has it; give each its own"
+            rejects.append(Reject(original=original_name(recording.url, data_url), id=identity, reason=reason))
+        else:
+            seen.add(identity)
+            kept.append(recording)
+    return kept, rejects
+
+
+def assign_keys(recordings: Sequence[Recording]) -> list[str]:
+    """A key for each recording: its id in letters, digits, `_` and `-`, unique even where capitals do not count.
+
+    Ids that would share a key get the first 8 digits of their sha256 as well. ValueError if an id occurs twice.
+    """
+    ids = [recording.annotation.id for recording in recordings]
+    if len(set(ids)) != len(ids):
+        repeated = Counter(ids).most_common(1)[0][0]
+        raise ValueError(f"id {repeated!r} occurs more than once: pass the recordings through set_duplicates_aside")
+    plain = [_plain(identity) for identity in ids]
+    sharing = Counter(key.lower() for key in plain)
+    taken = {key for key, count in sharing.items() if count == 1}
+    keys: list[str] = []
+    for identity, key in zip(ids, plain, strict=True):
+        if sharing[key.lower()] > 1:
+            key = _distinct(key, identity, taken)
+            taken.add(key.lower())
+        keys.append(key)
+    return keys
+
+
+def plan_groups(recordings: Sequence[Recording], per_shard: int = PER_SHARD) -> list[list[Keyed]]:
+    """Recordings in groups of `per_shard`, in the order given; each group becomes one shard. ValueError as above."""
+    if per_shard < 1:
+        raise ValueError(f"per_shard is {per_shard}: a shard holds at least 1 recording")
+    keyed = [Keyed(*pair) for pair in zip(assign_keys(recordings), recordings, strict=True)]
+    return [keyed[start : start + per_shard] for start in range(0, len(keyed), per_shard)]
+
+
+def original_name(url: str, data_url: str) -> str:
+    """Name of a file relative to the folder, or to the folder of the manifest, that it was read from."""
+    root = join(data_url, "")
+    for folder in (root, posixpath.dirname(root) if posixpath.splitext(root)[1] else ""):
+        if folder and url.startswith(folder.rstrip("/") + "/"):
+            return url[len(folder.rstrip("/")) + 1 :]
+    return posixpath.basename(url) if "://" in url or url.startswith("/") else posixpath.normpath(url)
+
+
+def _plain(identity: str) -> str:
+    key = re.sub(r"[^A-Za-z0-9_-]", "_", identity)[:KEY_LENGTH] or "_"
+    return "_" + key[1:] if key.startswith("-") else key  # a file that begins with - looks like an option
+
+
+def _distinct(key: str, identity: str, taken: set[str]) -> str:
+    for attempt in itertools.count():
+        text = f"{identity}{attempt or ''}".encode("utf-8", "surrogatepass")
+        candidate = f"{key[: KEY_LENGTH - 9]}_{digest_bytes(text)[:8]}"
+        if candidate.lower() not in taken:
+            return candidate
+    raise AssertionError("unreachable: the count has no end")

@@ -1,0 +1,130 @@
+"""The sidecar index of an audio data set, `samples.parquet`: one row a clip, so that no plan has to open a tar."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from components.schema import AudioManifest, Clip, Strict
+from infra.storage import exists, join, read_bytes, read_json
+
+MANIFEST = "manifest.json"
+INDEX = "samples.parquet"
+REJECTS = "rejects.jsonl"
+
+JSON_COLUMNS = ("labels", "translation", "marks", "conversations")
+TEXT = ("key", "id", "shard", "text", "language", "speaker", "gender", "split", "labels", "translation", "caption",
+        "audio_digest", "original", "marks", "conversations")
+SCHEMA = pa.schema([
+    *((name, pa.string()) for name in ("key", "id", "shard")),
+    *((name, pa.int64()) for name in ("audio_offset", "audio_size", "json_offset", "json_size")),
+    ("seconds", pa.float64()), ("samples", pa.int64()), ("text", pa.string()), ("text_length", pa.int64()),
+    *((name, pa.string()) for name in TEXT[4:]),
+])
+
+
+class SampleRow(Strict):
+    """A row of the index; offsets and sizes are bytes in the tar, `labels`, `translation`, `marks` and
+    `conversations` JSON."""
+
+    key: str
+    id: str
+    shard: str
+    audio_offset: int
+    audio_size: int
+    json_offset: int
+    json_size: int
+    seconds: float
+    samples: int
+    text: str | None
+    text_length: int  # letters; 0 without a text
+    language: str | None
+    speaker: str | None
+    gender: str | None
+    split: str | None
+    labels: str
+    translation: str
+    caption: str | None
+    audio_digest: str
+    original: str
+    marks: str
+    conversations: str
+
+
+def sample_row(clip: Clip, shard: str, audio: tuple[int, int], record: tuple[int, int]) -> SampleRow:
+    """The row of a clip whose audio and record lie at `(offset, size)` in a shard."""
+    return SampleRow(
+        key=clip.key, id=clip.id, shard=shard, audio_offset=audio[0], audio_size=audio[1], json_offset=record[0],
+        json_size=record[1], seconds=clip.seconds, samples=clip.samples, text=clip.text,
+        text_length=len(clip.text or ""), language=clip.language, speaker=clip.speaker, gender=clip.gender,
+        split=clip.split, labels=_json(clip.labels), translation=_json(clip.translation), caption=clip.caption,
+        audio_digest=clip.audio_digest, original=clip.original, marks=_json(clip.marks),
+        conversations=_json(clip.conversations),
+    )
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
+def to_table(rows: Iterable[SampleRow]) -> pa.Table:
+    """Rows as the table that `read_index` gives back."""
+    return pa.Table.from_pylist([row.model_dump() for row in rows], schema=SCHEMA)
+
+
+def table_bytes(table: pa.Table) -> bytes:
+    """`samples.parquet`, with a checksum on every page."""
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd", row_group_size=16_384, write_page_checksum=True)
+    return buffer.getvalue()
+
+
+def find_manifest(root_url: str) -> AudioManifest | None:
+    """The manifest of a finished audio data set, or None. ValueError if it cannot be read."""
+    url = join(root_url, MANIFEST)
+    if not exists(url):
+        return None
+    try:
+        return AudioManifest.model_validate(read_json(url))
+    except ValueError as error:
+        raise ValueError(f"{url} is not a manifest of this version ({error}): remove it and ingest again") from error
+
+
+def read_manifest(root_url: str) -> AudioManifest:
+    """The manifest of a finished audio data set. FileNotFoundError if it is not finished."""
+    manifest = find_manifest(root_url)
+    if manifest is None:
+        raise FileNotFoundError(f"no finished audio at {root_url}: run the ingest stage, it resumes")
+    return manifest
+
+
+def read_index(root_url: str, columns: Sequence[str] | None = None) -> pa.Table:
+    """The index of a finished data set, in the order of its shards; `columns` chooses some.
+
+    FileNotFoundError if the data set is not finished, ValueError if the index is damaged.
+    """
+    manifest = read_manifest(root_url)
+    url = join(root_url, INDEX)
+    try:
+        table = pq.read_table(io.BytesIO(read_bytes(url)), columns=list(columns or SCHEMA.names),
+                              page_checksum_verification=True)
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"{url} cannot be read ({error}): ingest again, it is rebuilt from the parts") from error
+    lacking = [name for name in columns or SCHEMA.names if name not in table.column_names]
+    if lacking or table.num_rows != manifest.samples:
+        raise ValueError(f"{url} has {table.num_rows} rows for {manifest.samples} samples, columns missing: {lacking}; "
+                         "ingest again, it is rebuilt from the parts")
+    return table
+
+
+def read_rows(root_url: str) -> list[dict[str, Any]]:
+    """The index as dictionaries whose JSON columns are read: what planning and tasks work on. Raises as read_index."""
+    rows: list[dict[str, Any]] = read_index(root_url).to_pylist()
+    for row in rows:
+        row.update({name: json.loads(row[name]) for name in JSON_COLUMNS})
+    return rows

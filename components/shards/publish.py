@@ -1,0 +1,146 @@
+"""The last step of ingest: parts to one index, one list of rejects and, last and once, the manifest."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+
+from components.digest import digest
+from components.schema import AudioManifest, Recording, Reject, ShardInfo
+from components.shards.group import Keyed, original_name
+from components.shards.index import INDEX, MANIFEST, REJECTS, SCHEMA, find_manifest, table_bytes, to_table
+from components.shards.parts import Part, finished_part, group_digest, shard_name
+from infra.storage import exists, join, publish_bytes, shown, size, write_bytes
+
+THREADS = 16  # parts that are asked for at once
+MAX_SOURCES = 100  # that a manifest lists
+
+
+class Collated(NamedTuple):
+    """A part, in little memory."""
+
+    shard: ShardInfo | None
+    table: pa.Table
+    rows: str  # digest of the rows
+    rejects: tuple[Reject, ...]
+    splits: dict[str, int]
+    sources: dict[str, int]
+    licences: dict[str, int]
+
+
+def audio_root(lake: str, dataset: str, version: str) -> str:
+    """`<lake>/audio/<dataset>/<version>`."""
+    return join(lake, "audio", dataset, version)
+
+
+def dataset_version(recordings: Iterable[Recording], rejects: Iterable[Reject], config: dict[str, Any],
+                    data_url: str = "") -> str:
+    """12 hex digits that are known before any work: digest of what was found, what was set aside and the configuration.
+
+    With `data_url` the place of the data does not matter.
+    """
+    total = hashlib.sha256(digest(config).encode())
+    for recording in recordings:
+        noted = recording.annotation.model_dump(mode="json")
+        total.update(digest([original_name(recording.url, data_url), recording.digest, noted]).encode())
+    for reject in rejects:
+        total.update(digest(reject.model_dump()).encode())
+    return total.hexdigest()[:12]
+
+
+def publish(root_url: str, dataset: str, version: str, groups: Sequence[Sequence[Keyed]], rejects: Sequence[Reject],
+            config: dict[str, Any], data_url: str) -> AudioManifest:
+    """Collate the parts of all groups, in order, into `samples.parquet`, `rejects.jsonl` and `manifest.json`.
+
+    `rejects` are those of the steps before. May be called again: the manifest that is there is returned. ValueError
+    if parts are missing, nothing could be used, or the data set was published from other shards.
+    """
+    with ThreadPoolExecutor(THREADS) as pool:
+        parts = list(pool.map(lambda i: _collated(root_url, i, groups[i], data_url), range(len(groups))))
+    found = [part for part in parts if part is not None]
+    if len(found) < len(groups):
+        missing = [shard_name(i) for i, part in enumerate(parts) if part is None]
+        raise ValueError(f"{len(missing)} of {len(groups)} shards of {root_url} are not there yet "
+                         f"({', '.join(missing[:5])}): run the ingest stage again, it resumes")
+    aside = [*rejects, *(reject for part in found for reject in part.rejects)]
+    table = pa.concat_tables([SCHEMA.empty_table(), *(part.table for part in found)])
+    manifest = _manifest(dataset, version, found, table, len(aside), config, data_url)
+    _same(root_url, manifest)
+    write_bytes(join(root_url, REJECTS), "".join(reject.model_dump_json() + "\n" for reject in aside).encode())
+    if not table.num_rows:
+        raise ValueError(f"none of {len(aside)} inputs could be used, for example {_example(aside)}; "
+                         f"all reasons are in {join(root_url, REJECTS)}")
+    write_bytes(join(root_url, INDEX), table_bytes(table))
+    if not publish_bytes(join(root_url, MANIFEST), (manifest.model_dump_json(indent=2) + "\n").encode()):
+        return _same(root_url, manifest) or manifest
+    return manifest
+
+
+def up_to_date(root_url: str) -> AudioManifest | None:
+    """The manifest of a finished data set if every shard and the index are there with their sizes, else None."""
+    manifest = find_manifest(root_url)
+    if manifest is None or not all(exists(join(root_url, name)) for name in (INDEX, REJECTS)):
+        return None
+
+    def whole(shard: ShardInfo) -> bool:
+        url = join(root_url, shard.name)
+        return exists(url) and size(url) == shard.bytes
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        return manifest if all(pool.map(whole, manifest.shards)) else None
+
+
+def _collated(root_url: str, group_index: int, group: Sequence[Keyed], data_url: str) -> Collated | None:
+    part: Part | None = finished_part(root_url, group_index, group_digest(group, data_url))
+    if part is None:
+        return None
+    return Collated(
+        shard=part.shard, table=to_table(part.rows), rows=digest([row.model_dump() for row in part.rows]),
+        rejects=part.rejects, splits=Counter(row.split or "undeclared" for row in part.rows), sources=part.sources,
+        licences=part.licences)
+
+
+def _manifest(dataset: str, version: str, parts: list[Collated], table: pa.Table, rejected: int,
+              config: dict[str, Any], data_url: str) -> AudioManifest:
+    shards = tuple(part.shard for part in parts if part.shard is not None)
+    keys = table.column("key")
+    if len(keys.unique()) != len(keys):
+        raise ValueError(f"keys are not unique in {dataset}: the groups are not those of one plan_groups")
+    samples: list[int] = table.column("samples").to_pylist()
+    return AudioManifest(
+        dataset=dataset, version=version, shards=shards, samples=table.num_rows,
+        digest=digest({"shards": [shard.sha256 for shard in shards], "rows": [part.rows for part in parts]}),
+        seconds=sum(samples) / config["sample_rate"], rejected=rejected, config=config,
+        splits=_sum(part.splits for part in parts), licences=_sum(part.licences for part in parts),
+        sources=_sources(data_url, _sum(part.sources for part in parts)))
+
+
+def _sum(counts: Iterable[dict[str, int]]) -> dict[str, int]:
+    total: Counter[str] = Counter()
+    for count in counts:
+        total.update(count)
+    return dict(sorted(total.items()))
+
+
+def _sources(data_url: str, counts: dict[str, int]) -> tuple[str, ...]:
+    names = [name for name in counts if name != "unknown"]
+    more = [f"and {len(names) - MAX_SOURCES} more, see the records"] if len(names) > MAX_SOURCES else []
+    return (shown(data_url), *names[:MAX_SOURCES], *more)
+
+
+def _same(root_url: str, manifest: AudioManifest) -> AudioManifest | None:
+    """The manifest that is there already; ValueError if it is of other shards."""
+    before = find_manifest(root_url)
+    if before is not None and before.digest != manifest.digest:
+        raise ValueError(f"{root_url} was published from other shards (digest {before.digest[:12]}, now "
+                         f"{manifest.digest[:12]}): remove that folder and run the ingest stage again")
+    return before
+
+
+def _example(rejects: list[Reject]) -> str:
+    return f"{rejects[0].original}: {rejects[0].reason}" if rejects else "there were none"

@@ -1,0 +1,124 @@
+"""Reading audio shards: one clip by its row of the index, or a whole shard to see that it is what the manifest says."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import tarfile
+from collections.abc import Iterator, Mapping
+from typing import Any, BinaryIO, cast
+
+import numpy as np
+import soundfile as sf
+
+from components.digest import digest_bytes
+from components.schema import SAMPLE_RATE, Clip, ShardInfo
+from infra.storage import join, open_read, read_range
+
+BLOCK = 1 << 20  # bytes
+REMEDY = "delete it and run the ingest stage again, only this shard is made anew"
+
+Row = Mapping[str, Any]
+
+
+class ShardReader:
+    """Reads clips of the shards below `root_url` by the rows of `read_index`; holds no open file, may be shared."""
+
+    def __init__(self, root_url: str) -> None:
+        self.root = root_url
+
+    def clip(self, row: Row) -> Clip:
+        """The record of a clip. ValueError if the shard is damaged or belongs to another index."""
+        data = self._member(row, "json")
+        try:
+            clip = Clip.model_validate_json(data)
+        except ValueError as error:
+            raise self._damaged(row, f"its record cannot be read: {error}") from error
+        if clip.key != row["key"]:
+            raise self._damaged(row, f"the record of {clip.key} is where the index says {row['key']}")
+        return clip
+
+    def waveform(self, row: Row) -> np.ndarray:
+        """Audio `(samples,)` float32 in [-1, 1] at 16 kHz; checked against the digest in the row, if it has one.
+
+        ValueError if the shard is damaged or belongs to another index.
+        """
+        try:
+            with sf.SoundFile(io.BytesIO(self._member(row, "audio"))) as file:
+                form = (file.samplerate, file.channels, file.subtype)
+                whole = file.read(dtype="int16")
+        except (sf.LibsndfileError, RuntimeError) as error:
+            raise self._damaged(row, f"its audio cannot be decoded: {error}") from error
+        if form != (SAMPLE_RATE, 1, "PCM_16"):
+            raise self._damaged(row, f"its audio is {form}, not 16 kHz mono of 16 bits")
+        expected = row.get("audio_digest")
+        if expected and digest_bytes(whole.astype("<i2", copy=False).tobytes()) != expected:
+            raise self._damaged(row, "its audio is not what the index says")
+        return whole.astype(np.float32) / np.float32(32768.0)
+
+    def _member(self, row: Row, kind: str) -> bytes:
+        offset, length = int(row[f"{kind}_offset"]), int(row[f"{kind}_size"])
+        data = read_range(join(self.root, row["shard"]), offset, length)
+        if len(data) != length:
+            raise self._damaged(row, f"it ends before byte {offset + length}")
+        return data
+
+    def _damaged(self, row: Row, fault: str) -> ValueError:
+        return ValueError(f"clip {row['key']}: {join(self.root, row['shard'])} is damaged ({fault}): {REMEDY}")
+
+
+def verify_shard(root_url: str, shard: ShardInfo) -> None:
+    """Read a shard once and compare size, sha256, members and number of samples with the manifest.
+
+    ValueError that names the shard and the fault; FileNotFoundError if it is missing.
+    """
+    url = join(root_url, shard.name)
+    with open_read(url) as file:
+        hashed = _Hashed(file)
+        try:
+            keys = {name.partition(".")[0] for name in member_names(cast(BinaryIO, hashed))}
+            fault = "" if len(keys) == shard.samples else f"it holds {len(keys)} samples, not {shard.samples}"
+        except (tarfile.TarError, ValueError, OverflowError) as error:
+            fault = str(error)
+        while hashed.read(BLOCK):
+            pass
+    if hashed.size != shard.bytes:
+        fault = f"it has {hashed.size:,} bytes, not {shard.bytes:,}"
+    elif hashed.sha256.hexdigest() != shard.sha256:
+        fault = "its sha256 is not the manifest's"
+    if fault:
+        raise ValueError(f"{url} is damaged ({fault}): {REMEDY}")
+
+
+def member_names(file: BinaryIO) -> Iterator[str]:
+    """Names of the members of an uncompressed tar, read once from front to back.
+
+    ValueError for anything but plain files with unique, relative names; tarfile.ReadError for a broken tar.
+    """
+    seen: set[str] = set()
+    with tarfile.open(fileobj=file, mode="r|") as tar:
+        for member in tar:
+            name = member.name
+            if not member.isreg() or member.issparse():
+                raise ValueError(f"member {name!r} is not a plain file")
+            if name.startswith("/") or ".." in name.split("/") or "\\" in name or not name.partition(".")[0]:
+                raise ValueError(f"member {name!r} has a name that is not safe")
+            if name in seen:
+                raise ValueError(f"member {name!r} occurs twice")
+            seen.add(name)
+            yield name
+
+
+class _Hashed:
+    """A stream that notes the sha256 and the size of all that was read from it."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file = file
+        self.sha256 = hashlib.sha256()
+        self.size = 0
+
+    def read(self, length: int) -> bytes:
+        data = self.file.read(length)
+        self.sha256.update(data)
+        self.size += len(data)
+        return data

@@ -1,0 +1,57 @@
+"""Plain tars that are the same bytes on every run: ustar, no times, no owners, members in the order given."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tarfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+BLOCK = 512
+RECORD = 10_240  # bytes that a tar is padded to, as GNU tar does
+
+
+@dataclass(frozen=True)
+class WrittenTar:
+    """What was written: digest and size of the file, and where the bytes of each member lie in it."""
+
+    sha256: str
+    bytes: int
+    members: tuple[tuple[int, int], ...]  # (offset, size) of the data, in bytes, in the order given
+
+
+def write_tar(path: Path, members: Iterable[tuple[str, bytes]]) -> WrittenTar:
+    """Write `(name, data)` pairs to a tar at `path`, overwriting it, and force it to the disk.
+
+    ValueError if a name is longer than ustar allows.
+    """
+    total = hashlib.sha256()
+    places: list[tuple[int, int]] = []
+    position = 0
+    with open(path, "wb") as file:
+
+        def put(data: bytes) -> None:
+            nonlocal position
+            file.write(data)
+            total.update(data)
+            position += len(data)
+
+        for name, data in members:
+            put(header(name, len(data)))
+            places.append((position, len(data)))
+            put(data)
+            put(bytes(-len(data) % BLOCK))
+        put(bytes(2 * BLOCK))
+        put(bytes(-position % RECORD))
+        file.flush()
+        os.fsync(file.fileno())
+    return WrittenTar(total.hexdigest(), position, tuple(places))
+
+
+def header(name: str, size: int) -> bytes:
+    """The 512 bytes before a member: mode 0644, times and owners zero."""
+    info = tarfile.TarInfo(name)
+    info.size = size
+    return info.tobuf(tarfile.USTAR_FORMAT)

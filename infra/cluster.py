@@ -1,0 +1,34 @@
+"""Reach a Ray cluster, or start one on this machine; never stop what was not started here."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+OBJECT_STORE_BYTES = 256 << 20  # results are URLs and manifests, never features
+
+
+def connect(address: str | None, cpus: int) -> Any:
+    """Connect to Ray at `address`, or start it here with `cpus` cores; does nothing if it is already connected."""
+    import ray
+
+    if ray.is_initialized():
+        return ray
+    quiet = {"logging_level": logging.ERROR, "log_to_driver": False}
+    if address:
+        ray.init(address=address, **quiet)
+    else:
+        ray.init(num_cpus=cpus, object_store_memory=OBJECT_STORE_BYTES, include_dashboard=False, **quiet)
+    return ray
+
+
+def disconnect() -> None:
+    """Stop Ray if it was started here, else only let go of it; nothing happens if it was never reached."""
+    import sys
+
+    if "ray" not in sys.modules:
+        return
+    import ray
+
+    if ray.is_initialized():
+        ray.shutdown()

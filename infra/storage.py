@@ -1,0 +1,292 @@
+"""One way to reach the lake: open, list and publish files at any fsspec URL or plain path.
+
+Every write is atomic: a reader sees the old bytes or the new ones, never a part. Locally that is a file in the same
+folder, forced to the disk and then renamed or linked; in an object store it is a single put. Files that are still
+being written have names that begin with `.tmp-` or lie in a folder `.scratch`; no listing here shows them.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import io
+import json
+import os
+import shutil
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+from infra import disk, stores
+from infra.disk import UNFINISHED
+from infra.stores import shown
+
+STALE = 7 * 86_400  # seconds after which the scratch of a killed run is removed
+THREADS = 16  # remote files that are removed or copied at once
+BLOCK = 8 << 20  # bytes that are read ahead at a time
+
+
+# ---- names ----------------------------------------------------------------------------------------------------------
+
+
+def join(url: str, *parts: str) -> str:
+    """`parts` below `url`. ValueError for a part that could lead out of it: absolute, a URL, or with `..` in it."""
+    pieces = [piece for part in parts for piece in _pieces(part)]
+    scheme, colon, rest = url.rpartition("://")
+    base = scheme + colon + (rest.rstrip("/") or rest[:1])
+    return base + ("/" if pieces and not base.endswith("/") and base else "") + "/".join(pieces)
+
+
+def _pieces(part: str) -> list[str]:
+    pieces = part.split("/")
+    if (len(pieces) > 1 and not pieces[0]) or ".." in pieces or "\0" in part or "://" in part:
+        raise ValueError(f"{part!r} leads out of its folder: name something below it, without .. and no leading /")
+    return [piece for piece in pieces if piece not in ("", ".")]
+
+
+def is_local(url: str) -> bool:
+    """Whether `url` is a path of this machine, written plainly or as `file://`."""
+    return "://" not in url or url.startswith(("file://", "local://"))
+
+
+def local_path(url: str) -> Path:
+    """The path behind a local URL; ValueError for a remote one."""
+    if not is_local(url):
+        raise ValueError(f"{shown(url)} is not on this machine: take a copy with storage.local_copy")
+    return Path(url.rpartition("://")[2]).expanduser()
+
+
+# ---- reading --------------------------------------------------------------------------------------------------------
+
+
+def exists(url: str) -> bool:
+    """Whether a file or a folder is there."""
+    try:
+        if is_local(url):
+            local_path(url).stat()
+        else:
+            stores.info(url)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
+
+
+def size(url: str) -> int:
+    """Bytes of a file. FileNotFoundError, or IsADirectoryError for a folder."""
+    if is_local(url):
+        return disk.regular(local_path(url)).st_size
+    info = stores.info(url)
+    if info["type"] == "directory":
+        raise IsADirectoryError(f"{shown(url)} is a folder")
+    return len(read_bytes(url)) if info["size"] is None else int(info["size"])
+
+
+def read_bytes(url: str) -> bytes:
+    """All bytes of a file."""
+    if is_local(url):
+        path = local_path(url)
+        disk.regular(path)
+        return path.read_bytes()
+    return stores.attempt(url, lambda files, path: bytes(files.cat_file(path)))
+
+
+def read_range(url: str, offset: int, length: int) -> bytes:
+    """`length` bytes from `offset`; fewer where the file ends before."""
+    if offset < 0 or length < 0:
+        raise ValueError(f"{shown(url)}: {length} bytes from {offset} is no range")
+    if is_local(url):
+        with open(local_path(url), "rb") as file:
+            file.seek(offset)
+            return file.read(length)
+    if not length:
+        return b""
+    return stores.attempt(url, lambda files, path: bytes(files.cat_file(path, start=offset, end=offset + length)))
+
+
+def read_text(url: str) -> str:
+    """A UTF-8 file."""
+    return read_bytes(url).decode()
+
+
+def read_json(url: str) -> Any:
+    """The value in a JSON file; ValueError that names the file if it is not JSON."""
+    data = read_bytes(url)
+    try:
+        return json.loads(data)
+    except ValueError as error:
+        raise ValueError(f"{shown(url)} is not JSON ({error}): remove it and run the stage again") from error
+
+
+def open_read(url: str) -> BinaryIO:
+    """A file to read from and to seek in; close it."""
+    if is_local(url):
+        return open(local_path(url), "rb")
+    if url.startswith("memory://"):
+        return io.BytesIO(read_bytes(url))  # the file system hands out one object, with one position, to everybody
+    options = {"block_size": BLOCK, "cache_type": "readahead"}
+    return cast(BinaryIO, stores.attempt(url, lambda files, path: files.open(path, "rb", **options)))
+
+
+def list_names(url: str) -> list[str]:
+    """Names of the files and folders directly in a folder, sorted; empty if there is no such folder."""
+    try:
+        names = os.listdir(local_path(url)) if is_local(url) else stores.attempt(url, stores.names_in)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    return sorted(name for name in names if name and not name.startswith(UNFINISHED))
+
+
+def find(url: str, suffixes: tuple[str, ...] | None = None) -> list[str]:
+    """Files in a folder and below it, sorted, as paths relative to it; empty if there is no such folder.
+
+    `suffixes` (such as `.wav`) choose some, capitals or not. Links to folders are followed, each folder once.
+    """
+    if is_local(url):
+        names = list(disk.walk(local_path(url)))
+    else:
+        names = stores.attempt(url, stores.names_below)
+        names = [name for name in names if name and not name.endswith("/")]
+        names = [name for name in names if not any(part.startswith(UNFINISHED) for part in name.split("/"))]
+    return sorted(name for name in names if suffixes is None or name.lower().endswith(suffixes))
+
+
+def local_copy(url: str, folder: Path) -> Path:
+    """The file itself if it is local, else a copy of it in `folder`."""
+    if is_local(url):
+        path = local_path(url)
+        disk.regular(path)
+        return path
+    target = folder / _pieces(url.rpartition("/")[2])[0]
+    with disk.unfinished(target) as temporary:
+        stores.attempt(url, lambda files, path: files.get_file(path, str(temporary)))
+        os.replace(temporary, target)
+    return target
+
+
+def fingerprint(url: str) -> str:
+    """sha256 of a file: of its bytes if they are local, else of the checksum and size that the store keeps."""
+    if is_local(url):
+        path = local_path(url)
+        disk.regular(path)
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    info = stores.info(url)
+    if info["type"] == "directory":
+        raise IsADirectoryError(f"{shown(url)} is a folder")
+    marks = [f"{name}={info[name]}" for name in ("ETag", "etag", "md5Hash", "content_md5", "crc32c") if info.get(name)]
+    text = f"{marks[0]} {info['size']}".encode() if marks else read_bytes(url)
+    return hashlib.sha256(text).hexdigest()
+
+
+# ---- writing --------------------------------------------------------------------------------------------------------
+
+
+def write_bytes(url: str, data: bytes) -> None:
+    """Write or replace a file, atomically."""
+    if not is_local(url):
+        stores.attempt(url, lambda files, path: stores.put(files, path, data))
+        return
+    target = local_path(url)
+    with disk.unfinished(target) as temporary:
+        disk.fill(temporary, data)
+        os.replace(temporary, target)
+    disk.sync(target.parent)
+
+
+def write_text(url: str, text: str) -> None:
+    """`write_bytes` of UTF-8."""
+    write_bytes(url, text.encode())
+
+
+def write_json(url: str, value: Any) -> None:
+    """`write_bytes` of JSON that a person can read; ValueError for NaN."""
+    write_text(url, json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False) + "\n")
+
+
+def publish_bytes(url: str, data: bytes) -> bool:
+    """Write a file only if there is none; True if it was this call that wrote it, however many raced.
+
+    After a lost reply of a store the answer may be False although the bytes are those of this call: compare them.
+    """
+    if not is_local(url):
+        return stores.attempt(url, lambda files, path: stores.create(files, path, data))
+    target = local_path(url)
+    with disk.unfinished(target) as temporary:
+        disk.fill(temporary, data)
+        created = disk.link(temporary, target)
+    disk.sync(target.parent)
+    return created
+
+
+def upload(local: Path, url: str) -> None:
+    """Bring a finished local file to its place, atomically; it is moved if that place is on the same disk."""
+    if not is_local(url):
+        stores.attempt(url, lambda files, path: files.put_file(str(local), path))
+        return
+    target = local_path(url)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    disk.sync(local)
+    try:
+        os.replace(local, target)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        disk.copy(local, target)
+        local.unlink()
+    disk.sync(target.parent)
+
+
+def upload_folder(local: Path, url: str) -> None:
+    """Copy every file of a local folder below `url`, each atomically; the local folder stays as it is."""
+
+    def copy(name: str) -> None:
+        source, target = local / name, join(url, name)
+        if is_local(target):
+            disk.copy(source, local_path(target))
+        else:
+            upload(source, target)
+
+    with ThreadPoolExecutor(1 if is_local(url) else THREADS) as pool:
+        list(pool.map(copy, find(str(local))))
+
+
+def remove_tree(url: str) -> None:
+    """Remove a file or a folder with all that is in it, if it is there; ValueError for a whole disk or bucket."""
+    if is_local(url):
+        path = local_path(url)
+        if any(base.is_relative_to(path.resolve()) for base in (Path.home(), Path.cwd())):
+            raise ValueError(f"{url} is not removed, it holds the home or working folder: name a folder of the lake")
+        with suppress(FileNotFoundError):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+        return
+    if not url.rpartition("://")[2].strip("/").partition("/")[2]:
+        raise ValueError(f"{shown(url)} is not removed: name a folder in it")
+    files = [join(url, name) for name in find(url)] or [url]
+    with ThreadPoolExecutor(THREADS) as pool:
+        list(pool.map(lambda file: stores.attempt(file, stores.remove), files))
+
+
+def scratch(url: str) -> Path:
+    """A folder for unfinished files that will become `url`: beside it if that is local, so that moving is renaming.
+
+    What a killed run left there is removed after a week.
+    """
+    if is_local(url):
+        folder = local_path(url).absolute().parent / ".scratch"
+        folder.mkdir(parents=True, exist_ok=True)
+    else:
+        folder = Path(tempfile.gettempdir()) / f"earloom-{os.getuid()}"
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for entry in folder.iterdir():
+        with suppress(FileNotFoundError):
+            if entry.lstat().st_mtime < time.time() - STALE:
+                remove_tree(str(entry))
+    return folder
+
+

@@ -1,0 +1,108 @@
+"""A batch as the backbone takes it, laid out as padded rows or as one packed row."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from models.rendering import IGNORED, Audio, Rendered
+
+Layout = Literal["right", "left", "packed"]
+
+
+@dataclass
+class Batch:
+    """Token rows and the audio that fills their placeholders.
+
+    ids, labels, positions, segments: `(rows, length)`; segment 0 is padding, samples count from 1.
+    audio_rows, audio_columns: `(placeholders,)`, in the order of the clips and of their tokens.
+    features[role]: `(clips, frames, width)`, zero-padded; lengths[role]: `(clips,)`.
+    """
+
+    ids: Tensor
+    labels: Tensor
+    positions: Tensor
+    segments: Tensor
+    audio_rows: Tensor
+    audio_columns: Tensor
+    features: dict[str, Tensor]
+    lengths: dict[str, Tensor]
+    packed: bool
+
+    def to(self, device: torch.device) -> Batch:
+        """The same batch on a device."""
+        moved = {f.name: getattr(self, f.name).to(device) for f in fields(self) if isinstance(getattr(self, f.name), Tensor)}
+        parts = {name: {role: value.to(device) for role, value in getattr(self, name).items()} for name in ("features", "lengths")}
+        return replace(self, **moved, **parts)
+
+    @property
+    def tokens(self) -> int:
+        return int((self.segments > 0).sum())
+
+    @property
+    def label_tokens(self) -> int:
+        """Tokens that carry loss: the first of a row or segment is never predicted."""
+        return int((self.targets() != IGNORED).sum())
+
+    def label_sequences(self) -> list[Tensor]:
+        """The labels of each sample, placeholders and masked tokens included."""
+        return [self.labels[self.segments == i] for i in range(1, int(self.segments.max()) + 1)]
+
+    def targets(self) -> Tensor:
+        """Labels shifted to the position that predicts them, `(rows, length)`; never across segments."""
+        targets = torch.full_like(self.labels, IGNORED)
+        same = self.segments[:, 1:] == self.segments[:, :-1]
+        targets[:, :-1] = torch.where(same, self.labels[:, 1:], IGNORED)
+        return targets
+
+    def attention_mask(self, dtype: torch.dtype) -> Tensor | None:
+        """None where rows are full, `(rows, length)` for padding, additive `(rows, 1, length, length)` for packing.
+
+        Packed rows always get the dense mask: restarting position ids alone is silently wrong in transformers.
+        """
+        if not self.packed:
+            return None if bool((self.segments > 0).all()) else (self.segments > 0).long()
+        length = self.ids.shape[1]
+        same = self.segments[:, :, None] == self.segments[:, None, :]
+        causal = torch.ones(length, length, dtype=torch.bool, device=self.ids.device).tril()
+        mask = torch.zeros(same.shape, dtype=dtype, device=self.ids.device)
+        return mask.masked_fill(~(same & causal), torch.finfo(dtype).min)[:, None]
+
+
+def collate(samples: Sequence[tuple[Rendered, Audio]], pad_id: int, layout: Layout = "right") -> Batch:
+    """Lay samples out as rows (padded on the right or the left) or one after the other in a single row."""
+    length = sum(len(r) for r, _ in samples) if layout == "packed" else max(len(r) for r, _ in samples)
+    rows = 1 if layout == "packed" else len(samples)
+    ids = torch.full((rows, length), pad_id)
+    labels = torch.full((rows, length), IGNORED)
+    positions, segments = torch.zeros(rows, length, dtype=torch.long), torch.zeros(rows, length, dtype=torch.long)
+    audio_rows: list[int] = []
+    audio_columns: list[int] = []
+    offset = 0
+    for i, (rendered, _) in enumerate(samples):
+        row = 0 if layout == "packed" else i
+        start = offset if layout == "packed" else (length - len(rendered) if layout == "left" else 0)
+        span = slice(start, start + len(rendered))
+        ids[row, span] = torch.tensor(rendered.ids)
+        labels[row, span] = torch.tensor(rendered.labels)
+        positions[row, span] = torch.arange(len(rendered))
+        segments[row, span] = i + 1
+        audio_rows += [row] * len(rendered.audio_at)
+        audio_columns += [start + column for column in rendered.audio_at]
+        offset += len(rendered)
+    features, lengths = _stack([audio for _, audio in samples])
+    return Batch(ids, labels, positions, segments, torch.tensor(audio_rows, dtype=torch.long),
+                 torch.tensor(audio_columns, dtype=torch.long), features, lengths, layout == "packed")  # fmt: skip
+
+
+def _stack(audios: list[Audio]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    roles = list(audios[0].features)
+    with_audio = [audio for audio in audios if audio.features]
+    features = {role: pad_sequence([a.features[role].float() for a in with_audio], batch_first=True) for role in roles}
+    lengths = {role: torch.tensor([len(a.features[role]) for a in with_audio]) for role in roles}
+    return features, lengths

@@ -1,0 +1,49 @@
+"""The chain: ingest → cache → train → evaluate → register, as one flow of flows."""
+
+from __future__ import annotations
+
+import time
+from typing import NamedTuple
+
+from prefect import flow
+from prefect.artifacts import create_markdown_artifact, create_table_artifact
+
+from components.schema import StageReport
+from infra import cluster
+from pipelines.cache import cache
+from pipelines.config import RunConfig
+from pipelines.evaluate import evaluate
+from pipelines.ingest import ingest
+from pipelines.progress import console
+from pipelines.register import register, write_run_report
+from pipelines.train import train
+from pipelines.workspace import shared
+
+
+class ChainResult(NamedTuple):
+    """What a run ends with."""
+
+    reports: list[StageReport]
+    run_url: str
+    report_url: str
+    seconds: float
+
+
+@flow(name="earloom", description="From audio to a registered speech LLM")
+def chain(config: RunConfig) -> ChainResult:
+    """Run every stage; what is up to date is left alone. Ray is started by the first stage that needs it."""
+    began = time.monotonic()
+    reports: list[StageReport] = []
+    with shared(config) as work:
+        _ = work.preset  # a wrong setting is said before anything starts
+        try:
+            for stage in (ingest, cache, train, evaluate, register):
+                console.print(f"[bold]{stage.name}[/bold]")
+                made = stage(config)
+                reports += made if isinstance(made, list) else [made]
+        finally:
+            cluster.disconnect()
+        report = write_run_report(work, reports)
+        create_table_artifact(key="stages", table=[{k: str(v) for k, v in r.model_dump().items()} for r in reports])
+        create_markdown_artifact(key="run", markdown=f"**{work.model_name}** · report: `{report}` · run: `{work.run_root}`")
+        return ChainResult(reports, work.run_root, report, time.monotonic() - began)

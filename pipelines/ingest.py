@@ -1,0 +1,74 @@
+"""Stage 1: audio and transcripts → WebDataset shards with an index, a manifest and a list of rejects."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from prefect import flow, task
+
+from components.schema import Reject, StageReport
+from components.shards.group import plan_groups, set_duplicates_aside
+from components.shards.ingest import ingest_config
+from components.shards.publish import publish, up_to_date
+from infra import storage
+from pipelines import remote
+from pipelines.config import RunConfig
+from pipelines.locate import Workspace
+from pipelines.progress import Work
+from pipelines.workers.ingest import careful_ingester, ingester
+from pipelines.workspace import workspace
+
+Group = tuple[int, list[Any]]
+
+
+@flow(name="ingest", description="Audio and transcripts to WebDataset shards")
+def ingest(config: RunConfig) -> StageReport:
+    """Decode, check and pack every recording; an unchanged data set does nothing."""
+    return ingest_audio(workspace(config))
+
+
+@task(name="ingest audio")
+def ingest_audio(work: Workspace) -> StageReport:
+    began = time.monotonic()
+    root = work.audio_root
+    done = up_to_date(root)
+    if done is not None:
+        note = f"{done.samples:,} clips, {done.seconds / 60:.1f} min, {done.rejected} set aside"
+        return StageReport(stage="ingest", state="up to date", reused=len(done.shards), seconds=time.monotonic() - began, note=note, url=root)
+    recordings, rejects = work.sources
+    kept, doubled = set_duplicates_aside(recordings, work.config.data)
+    groups = plan_groups(kept, work.config.per_shard)
+    reused = _run(work, list(enumerate(groups)))
+    aside: list[Reject] = [*rejects, *doubled]
+    manifest = publish(root, work.dataset, work.version, groups, aside, ingest_config(work.config.per_shard), work.config.data)
+    note = f"{manifest.samples:,} clips, {manifest.seconds / 60:.1f} min, {manifest.rejected} set aside"
+    return StageReport(
+        stage="ingest", state="resumed" if reused else "done", done=len(manifest.shards) - reused, reused=reused,
+        seconds=time.monotonic() - began, note=note, url=root,
+    )  # fmt: skip
+
+
+def _run(work: Workspace, groups: list[Group]) -> int:
+    """Make every shard; returns how many an earlier run had finished."""
+    arguments = (work.audio_root, work.config.data)
+    reused = 0
+    with Work("ingest", len(groups), "shards") as progress:
+        for number, (group, report) in enumerate(remote.over_shards(work.config, ingester, arguments, groups), 1):
+            reused += report.reused if not isinstance(report, remote.Crashed) else _find_culprits(work, group)
+            progress.to(number)
+    return reused
+
+
+def _find_culprits(work: Workspace, group: Group) -> int:
+    """A file takes the decoder's process down: note each file before it is decoded, set the last one aside, go on."""
+    trying = storage.join(work.audio_root, "parts", f"trying-{group[0]}.txt")
+    refused: dict[str, str] = {}
+    for _ in group[1]:
+        arguments = (work.audio_root, work.config.data, trying, refused)
+        _, report = next(iter(remote.over_shards(work.config, careful_ingester, arguments, [group])))
+        if not isinstance(report, remote.Crashed):
+            break
+        refused[storage.read_text(trying)] = f"the decoder {report.reason} on this file; convert it to WAV or FLAC with another program"
+    storage.remove_tree(trying)
+    return 0

@@ -1,0 +1,150 @@
+"""Where the artefacts of a run are, and how a run is identified: digests decide, nothing is remembered in a process."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from components.audio.sources import read_sources
+from components.audio.split import assign_splits
+from components.digest import digest
+from components.features.key import feature_key, feature_root
+from components.features.store import FeatureStore
+from components.features.units import fit_units
+from components.schema import AudioManifest, FeatureManifest, Recording, Reject
+from components.shards.index import read_index
+from components.shards.ingest import ingest_config
+from components.shards.publish import dataset_version
+from infra import storage
+from models.architectures import load
+from models.contract import SpeechLLM
+from models.encoders import build_encoder
+from models.encoders.base import AudioEncoder
+from models.preset import Preset
+from models.recipe import Stage
+from pipelines.config import RunConfig
+from pipelines.overrides import changed
+
+TRAINING_VERSION = 1  # raise when the training code changes what a stage learns
+UNIT_ROLE = "units"
+
+
+class NotThere(RuntimeError):
+    """An artefact that an earlier stage should have made; the message names the command that makes it."""
+
+
+@dataclass
+class Workspace:
+    """One run's settings, resolved; everything that is costly is worked out once and only when asked for."""
+
+    config: RunConfig
+
+    @cached_property
+    def architecture(self) -> type[SpeechLLM]:
+        return load(self.config.arch)
+
+    @cached_property
+    def preset(self) -> Preset:
+        return changed(self.architecture.preset(self.config.preset), self.config.set, list(RunConfig.model_fields))
+
+    @cached_property
+    def sources(self) -> tuple[list[Recording], list[Reject]]:
+        recordings, rejects = read_sources(self.config.data)
+        return assign_splits(recordings, self.config.seed), rejects
+
+    @cached_property
+    def dataset(self) -> str:
+        given = self.config.dataset or self.config.data.rstrip("/").rpartition("/")[2].partition(".")[0] or "data"
+        return "".join(c if c.isalnum() or c in "-_" else "-" for c in given)
+
+    @cached_property
+    def model_name(self) -> str:
+        return self.config.name or f"{self.config.arch}-{self.dataset}"
+
+    # ---- audio --------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def version(self) -> str:
+        return dataset_version(*self.sources, ingest_config(self.config.per_shard), self.config.data)
+
+    @property
+    def audio_root(self) -> str:
+        return storage.join(self.config.lake, "audio", self.dataset, self.version)
+
+    @cached_property
+    def audio(self) -> AudioManifest:
+        return AudioManifest.model_validate(_manifest(self.audio_root, "ingest"))
+
+    # ---- features -------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def encoders(self) -> dict[str, AudioEncoder]:
+        return {role: build_encoder(spec) for role, spec in self.preset.encoders.items()}
+
+    @cached_property
+    def feature_roots(self) -> dict[str, str]:
+        """Role -> root of the continuous features."""
+        return {role: feature_root(self.config.lake, feature_key(e), self.dataset, self.version) for role, e in self.encoders.items()}
+
+    @cached_property
+    def codebook(self) -> tuple[str, str] | None:
+        """URL and digest of the k-means of a discrete system, fitted on the train split if it is not there yet."""
+        if self.preset.units is None:
+            return None
+        store = FeatureStore(next(iter(self.feature_roots.values())))
+        train = [row["key"] for row in read_index(self.audio_root).to_pylist() if row["split"] == "train"]
+        return fit_units(store, train, self.preset.units, self.config.seed, self.config.lake)
+
+    @cached_property
+    def model_inputs(self) -> dict[str, str]:
+        """Role -> feature root that training reads: the features, or the units under the role 'units'."""
+        if self.codebook is None:
+            return self.feature_roots
+        key = feature_key(next(iter(self.encoders.values())), self.codebook[1])
+        return {UNIT_ROLE: feature_root(self.config.lake, key, self.dataset, self.version)}
+
+    @cached_property
+    def features(self) -> dict[str, FeatureManifest]:
+        return {role: FeatureManifest.model_validate(_manifest(root, "cache")) for role, root in self.model_inputs.items()}
+
+    # ---- run --------------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def base_digest(self) -> str:
+        """What every stage depends on: parts, data, features, seed and the version of the training code."""
+        parts = self.preset.model_dump(mode="json", exclude={"recipe"})
+        features = {role: manifest.digest for role, manifest in self.features.items()}
+        return digest([self.config.arch, parts, self.audio.digest, features, self.config.seed, self.preset.recipe.seed, TRAINING_VERSION])
+
+    @cached_property
+    def stages(self) -> list[tuple[Stage, str]]:
+        """Each stage with the URL of its artefact; a stage's digest chains those before it."""
+        placed, chain = [], self.base_digest
+        for number, stage in enumerate(self.preset.recipe.stages, 1):
+            chain = digest([chain, stage.model_dump(mode="json")])
+            name = f"{number}-{stage.name}-{chain[:12]}"
+            placed.append((stage, storage.join(self.config.lake, "runs", self.config.arch, "stages", name)))
+        return placed
+
+    @cached_property
+    def run_root(self) -> str:
+        judged = [self.stages[-1][1], self.preset.recipe.decoding.model_dump(), self.config.split, self.config.eval_clips, self.config.eval_task]
+        return storage.join(self.config.lake, "runs", self.config.arch, f"{self.dataset}-{digest(judged)[:12]}")
+
+    @property
+    def tracking_uri(self) -> str:
+        given = self.config.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
+        if given:
+            return given
+        if not storage.is_local(self.config.lake):
+            raise NotThere(f"the lake {self.config.lake} is remote: name an MLflow server with tracking_uri=… or $MLFLOW_TRACKING_URI")
+        return f"sqlite:///{storage.local_path(self.config.lake).resolve()}/mlflow.db"
+
+
+def _manifest(root: str, stage: str) -> Any:
+    url = storage.join(root, "manifest.json")
+    if not storage.exists(url):
+        raise NotThere(f"nothing at {root}: run `earloom {stage}` with the same settings first, or `earloom run` for the whole chain")
+    return storage.read_json(url)

@@ -1,0 +1,98 @@
+"""Stage 3: the recipe's training stages on Ray Train; each ends as an artefact that the next one starts from."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Any
+
+from prefect import flow, task
+from prefect.artifacts import create_table_artifact
+
+from components.schema import StageReport
+from infra import storage
+from pipelines import remote
+from pipelines.config import RunConfig
+from pipelines.locate import Workspace
+from pipelines.progress import Work
+from pipelines.workers.train import training_loop
+from pipelines.workspace import workspace
+
+
+@flow(name="train", description="The recipe's stages, in order")
+def train(config: RunConfig) -> list[StageReport]:
+    """Train every stage that has not been trained with these settings, data and predecessors."""
+    reports = train_stages(workspace(config))
+    create_table_artifact(key="training-stages", table=[report.model_dump() for report in reports])
+    return reports
+
+
+@task(name="train stages")
+def train_stages(work: Workspace) -> list[StageReport]:
+    began = time.monotonic()
+    before = [_manifest(url) for _, url in work.stages]
+    started = {url for _, url in work.stages if storage.list_names(storage.join(url, "checkpoints"))}
+    if not all(before):
+        _fit(work)
+    reports = []
+    for (stage, url), old in zip(work.stages, before, strict=True):
+        made = _manifest(url)
+        if made is None:
+            raise RuntimeError(f"stage {stage.name!r} ended without its manifest at {url}; the log of Ray has the reason")
+        state = "up to date" if old else "resumed" if url in started else "done"
+        steps = made["steps"]
+        note = f"{made['parameters']:,} parameters, {made['samples']:,} samples" if steps else "skipped: no clip has what its tasks need"
+        if made["left_out"]:
+            note += f", {made['left_out']} too long"
+        reports.append(StageReport(
+            stage=f"train {stage.name}", state=state, done=0 if old else steps, reused=steps if old else 0, unit="steps",
+            seconds=0.0 if old else made["seconds"], note=note, url=url,
+        ))  # fmt: skip
+    spent = sum(report.seconds for report in reports)
+    if not all(before):  # starting workers and loading weights is part of the first stage that ran
+        first = before.index(None)
+        overhead = time.monotonic() - began - spent
+        reports[first] = reports[first].model_copy(update={"seconds": reports[first].seconds + overhead})
+    return reports
+
+
+def _fit(work: Workspace) -> None:
+    stages = work.stages  # asks for the features: a missing cache is said before workers start
+    progress = storage.join(stages[-1][1], "progress")
+    settings = {
+        "arch": work.config.arch, "preset": work.preset.model_dump(mode="json"), "seed": work.preset.recipe.seed + work.config.seed,
+        "inputs": work.model_inputs, "audio_root": work.audio_root, "progress": progress,
+        "stages": [(stage.model_dump(mode="json"), url) for stage, url in stages],
+    }  # fmt: skip
+    over = threading.Event()
+    watcher = threading.Thread(target=_watch, args=(storage.join(progress, "progress.json"), over), daemon=True)
+    watcher.start()
+    try:
+        remote.train(work.config, training_loop, settings, progress)
+    finally:
+        over.set()
+        watcher.join(5)
+        storage.remove_tree(progress)
+
+
+def _watch(url: str, over: threading.Event) -> None:
+    """Show what the workers write about once a second."""
+    stage: Any = None
+    shown: Work | None = None
+    while not over.wait(1.0):
+        if not storage.exists(url):
+            continue
+        now = storage.read_json(url)
+        if now["stage"] != stage:
+            if shown is not None:
+                shown.__exit__(None, None, None)
+            stage, shown = now["stage"], Work(now["stage"], now["steps"], "steps").__enter__()
+        if shown is not None:
+            shown.to(now["step"] + 1, f"loss {now['loss']:.3f}, {now['tokens_per_second']:.0f} tokens/s")
+    if shown is not None:
+        shown.__exit__(None, None, None)
+
+
+def _manifest(url: str) -> dict[str, Any] | None:
+    manifest = storage.join(url, "manifest.json")
+    return storage.read_json(manifest) if storage.exists(manifest) else None

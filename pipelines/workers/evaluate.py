@@ -1,0 +1,35 @@
+"""Evaluation: one process that answers with the untrained and with the trained model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from components.curriculum.tasks import samples_of
+from components.evaluation.answer import answer_all
+from components.training.checkpoint import load_weights
+from models.recipe import Decoding
+from pipelines.workers.model import audio_reader, trainable_model
+
+
+def answer_clips(settings: dict[str, Any]) -> list[dict[str, Any]]:
+    """Answers of the untrained and of the trained model to the same clips, as records of hypotheses.
+
+    Settings: arch, preset, seed, inputs, weights (of the last stage), rows (of the index), task, decoding, threads.
+    """
+    torch.set_num_threads(settings["threads"])
+    read = audio_reader(settings["inputs"])
+    model, tokenizer = trainable_model(settings)
+    samples = [(row, sample) for row in settings["rows"] for sample in samples_of(row, settings["task"])]
+    prompts, seconds = [sample.prompt() for _, sample in samples], [row["seconds"] for row, _ in samples]
+    audios = [read(sample.key) for _, sample in samples]
+    decoding = Decoding.model_validate(settings["decoding"])
+    before = answer_all(model, tokenizer, prompts, audios, seconds, decoding)
+    load_weights(settings["weights"], model)
+    after = answer_all(model, tokenizer, prompts, audios, seconds, decoding)
+    return [
+        {"key": sample.key, "task": sample.task, "split": row["split"], "language": row["language"], "speaker": row["speaker"],
+         "reference": sample.reference, "hypothesis": now, "before": then, "seconds": row["seconds"]}
+        for (row, sample), now, then in zip(samples, after, before, strict=True)
+    ]  # fmt: skip

@@ -1,0 +1,19 @@
+"""Ingest actors: one group of recordings into one shard."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from components.shards.ingest import ingest_group
+from infra import storage
+
+
+def ingester(root: str, data: str) -> Callable[[tuple[int, list[Any]]], Any]:
+    """Work of an ingest actor: one group of recordings into one shard."""
+    return lambda item: ingest_group(item[0], item[1], root, data)
+
+
+def careful_ingester(root: str, data: str, trying: str, refused: dict[str, str]) -> Callable[[tuple[int, list[Any]]], Any]:
+    """As `ingester`, but every file is noted at `trying` before it is decoded, and `refused` ones are set aside."""
+    return lambda item: ingest_group(item[0], item[1], root, data, refused, lambda key: storage.write_text(trying, key))

@@ -1,0 +1,212 @@
+"""The promises of DESIGN 3.6, kept by every architecture on its tiny preset."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from components.batching.loader import stage_data
+from components.evaluation.answer import answer_all
+from components.training.loop import Alone, StageLoop, train_stage
+from models.batch import Batch, collate
+from models.recipe import Optimiser, Stage
+from models.rendering import IGNORED, Audio
+from tests.contract.conftest import ROWS, Subject
+
+TOLERANCE = 2e-5  # of a summed loss, relative, in float32
+
+
+def batch_of(subject: Subject, pairs: list, layout: str = "right") -> Batch:  # type: ignore[type-arg]
+    return collate(pairs, subject.tokenizer.pad_token_id, layout)  # type: ignore[arg-type]
+
+
+def loss_and_gradient(subject: Subject, batches: list[Batch], train: tuple[str, ...]) -> tuple[float, Tensor]:
+    subject.model.freeze(train)
+    subject.model.zero_grad(set_to_none=True)
+    total = sum(subject.model(batch)[0] for batch in batches)
+    total.backward()
+    learning = [p for p in subject.model.parameters() if p.requires_grad]
+    return float(total), torch.cat([p.grad.flatten() if p.grad is not None else torch.zeros_like(p).flatten() for p in learning])
+
+
+def test_placeholders_match_what_the_connector_makes(subject: Subject) -> None:
+    for stage in subject.preset.recipe.stages:
+        for rendered, audio in subject.rendered(stage.tasks):
+            assert len(rendered.ids) == len(rendered.labels)
+            if audio.features:
+                batch = batch_of(subject, [(rendered, audio)])
+                _, counts = subject.model.connect(batch.features, batch.lengths)
+                assert int(counts.sum()) == len(rendered.audio_at) == subject.model.audio_tokens(audio.frames)
+
+
+def test_encoder_lengths_are_known_without_running(subject: Subject) -> None:
+    for role, audio in ((r, a) for a in subject.audios.values() for r in a.features):
+        encoder = subject.model.encoder(role)
+        sample = next(w for key, w in zip(subject.audios, subject.waveforms, strict=True) if subject.audios[key] is audio)
+        assert len(audio.features[role]) == encoder.output_length(len(sample))
+
+
+def test_prompt_is_a_prefix_of_the_training_sequence(subject: Subject) -> None:
+    for sample in subject.samples({"asr": 1.0}):
+        audio = subject.audios[sample.key]
+        whole = subject.model.render(subject.tokenizer, list(sample.messages), audio)
+        prompt = subject.model.render(subject.tokenizer, sample.prompt(), audio)
+        assert whole.ids[: len(prompt)] == prompt.ids
+        answer = [label for label in whole.labels[len(prompt) :] if label != IGNORED]
+        assert subject.tokenizer.decode(answer, skip_special_tokens=True).strip().startswith(sample.reference)
+        assert answer[-1] in subject.model.end_tokens(subject.tokenizer)
+
+
+def test_no_loss_on_prompt_audio_or_padding(subject: Subject) -> None:
+    """Except where the paper trains on it (SpeechGPT masks its constant prefix only), which `loss_on_prompt` declares."""
+    pairs = subject.rendered({"asr": 1.0})
+    for (rendered, _), sample in zip(pairs, subject.samples({"asr": 1.0}), strict=True):
+        prompt = len(subject.model.render(subject.tokenizer, sample.prompt(), subject.audios[sample.key]))
+        on_prompt = sum(label != IGNORED for label in rendered.labels[:prompt])
+        assert (on_prompt > 0) == subject.architecture.loss_on_prompt
+        assert all(rendered.labels[at] == IGNORED for at in rendered.audio_at)
+    for layout in ("right", "left"):
+        batch = batch_of(subject, pairs, layout)
+        assert bool((batch.labels[batch.segments == 0] == IGNORED).all())
+        assert batch.label_tokens == sum(sum(label != IGNORED for label in rendered.labels[1:]) for rendered, _ in pairs)
+
+
+def test_alone_padded_left_right_and_packed_agree(subject: Subject) -> None:
+    stage = subject.preset.recipe.stages[-1]
+    pairs = subject.rendered({"asr": 1.0})
+    alone, gradient = loss_and_gradient(subject, [batch_of(subject, [pair]) for pair in pairs], stage.train)
+    for layout in ("right", "left", "packed"):
+        loss, other = loss_and_gradient(subject, [batch_of(subject, pairs, layout)], stage.train)
+        assert loss == pytest.approx(alone, rel=TOLERANCE), layout
+        assert torch.allclose(other, gradient, atol=1e-3 * float(gradient.abs().max())), layout
+
+
+def test_packed_samples_do_not_see_each_other(subject: Subject) -> None:
+    """Changing the first sample of a packed row leaves the hidden states of the second as they were."""
+    pairs = subject.rendered({"asr": 1.0})
+    before = subject.model.hidden(batch_of(subject, pairs, "packed"))
+    other = subject.rendered({"caption": 1.0})
+    changed = [other[0], *pairs[1:]] if other else pairs[1:]
+    after = subject.model.hidden(batch_of(subject, changed, "packed"))
+    tail = sum(len(rendered) for rendered, _ in pairs[1:])
+    assert torch.allclose(before[0, -tail:], after[0, -tail:], atol=1e-5)
+
+
+def test_cached_equals_live(subject: Subject, tmp_path: Path) -> None:
+    """What a cache would hold (bfloat16 features, or units) gives the model the tokens that listening gives it."""
+    again = subject.model.listen(subject.waveforms[::-1])[::-1]
+    for live, first in zip(again, subject.audios.values(), strict=True):
+        if live.units is not None and first.units is not None:
+            assert torch.equal(live.units, first.units)
+        for role, frames in live.features.items():
+            assert torch.allclose(frames, first.features[role], atol=1e-2, rtol=1e-2)
+
+
+def test_freeze_plan_is_what_receives_a_gradient(subject: Subject) -> None:
+    for stage in subject.preset.recipe.stages:
+        named = subject.model.freeze(stage.train)
+        subject.model.zero_grad(set_to_none=True)
+        pairs = subject.rendered(stage.tasks)
+        assert pairs, f"the test rows give stage {stage.name} nothing to learn from"
+        subject.model(batch_of(subject, pairs))[0].backward()
+        received = [name for name, p in subject.model.named_parameters() if p.grad is not None]
+        assert received == named
+        assert named == [name for name, p in subject.model.named_parameters() if p.requires_grad]
+
+
+def test_unknown_group_is_refused_by_name(subject: Subject) -> None:
+    with pytest.raises(ValueError, match="no parameters in group 'conector'"):
+        subject.model.freeze(("conector",))
+
+
+def test_save_and_load_give_the_same_logits(subject: Subject, tmp_path: Path) -> None:
+    with torch.no_grad():
+        for parameter in subject.model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.01)
+    subject.model.save_pretrained(tmp_path)
+    loaded = subject.architecture.from_pretrained(tmp_path)
+    batch = batch_of(subject, subject.rendered({"asr": 1.0}))
+    assert torch.equal(loaded.hidden(batch), subject.model.hidden(batch))
+    for one, other in zip(loaded.listen(subject.waveforms), subject.model.listen(subject.waveforms), strict=True):
+        assert one.units is None or torch.equal(one.units, other.units)
+        assert all(torch.equal(one.features[role], other.features[role]) for role in one.features)
+
+
+def test_a_folder_that_does_not_fit_is_refused(subject: Subject, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    subject.model.save_pretrained(tmp_path)
+    state = load_file(tmp_path / "model.safetensors")
+    state.pop(next(name for name in state if "lora_A" in name))
+    save_file(state, tmp_path / "model.safetensors")
+    with pytest.raises(RuntimeError, match="missing .*lora_A"):
+        subject.architecture.from_pretrained(tmp_path)
+
+
+def test_one_batch_can_be_overfitted(subject: Subject, tmp_path: Path) -> None:
+    """Sixty steps on one clip bring the loss of the answer to less than a third."""
+    groups = tuple(g for g in ("connector", "lora", "llm") if subject.model.parameter_groups()[g])
+    stage = Stage(name="overfit", train=groups, optimiser=Optimiser(lr=1e-2, schedule="constant"), epochs=60, batch_tokens=512)
+    data = stage_data(stage, ROWS[:1], subject.model, subject.tokenizer, subject.audios.__getitem__, seed=0)
+    loop = StageLoop(stage, data, subject.model, subject.tokenizer, str(tmp_path), 0, Alone())
+    train_stage(loop, [])
+    from pipelines.workers.train import read_metrics
+
+    losses = [line["loss"] for line in read_metrics(str(tmp_path))]
+    assert len(losses) == 60
+    assert losses[-1] < losses[0] / 3
+
+
+def test_every_stage_of_the_recipe_runs_and_starts_from_the_one_before(subject: Subject, tmp_path: Path) -> None:
+    trained: list[str] = []
+    for number, stage in enumerate(subject.preset.recipe.stages):
+        before = {name: p.detach().clone() for name, p in subject.model.named_parameters()}
+        data = stage_data(stage, ROWS, subject.model, subject.tokenizer, subject.audios.__getitem__, seed=number)
+        assert len(data.plan) > 0, f"stage {stage.name} has nothing to learn from"
+        loop = StageLoop(stage, data, subject.model, subject.tokenizer, str(tmp_path / stage.name), number, Alone())
+        trained = train_stage(loop, trained)
+        changed = {name for name, p in subject.model.named_parameters() if not torch.equal(before[name], p)}
+        assert changed
+        assert changed <= set(subject.model.freeze(stage.train))
+        assert set(trained) >= changed
+
+
+def test_answers_do_not_depend_on_the_batch(subject: Subject) -> None:
+    prompts = [sample.prompt() for sample in subject.samples({"asr": 1.0})]
+    audios, seconds = list(subject.audios.values()), [row["seconds"] for row in ROWS]
+    decoding = subject.preset.recipe.decoding.model_copy(update={"sample": False, "beams": 1, "max_new_tokens": 6})
+    together = answer_all(subject.model, subject.tokenizer, prompts, audios, seconds, decoding)
+    alone = [answer_all(subject.model, subject.tokenizer, [p], [a], [s], decoding)[0] for p, a, s in zip(prompts, audios, seconds, strict=True)]
+    assert together == alone
+
+
+def test_all_presets_are_complete(subject: Subject) -> None:
+    for name in ("paper", "small", "tiny"):
+        preset = subject.architecture.preset(name)  # type: ignore[arg-type]
+        assert preset.recipe.stages
+        assert [s.name for s in preset.recipe.stages] == [s.name for s in subject.preset.recipe.stages], "the recipe keeps the paper's order"
+        assert type(preset).model_validate(preset.model_dump(mode="json")) == preset
+
+
+def test_paper_groups_exist_on_the_meta_device(subject: Subject) -> None:
+    preset = subject.architecture.preset("paper")
+    model = subject.architecture.on_meta(preset)
+    assert all(p.device.type == "meta" for p in model.parameters())
+    for stage in preset.recipe.stages:
+        assert model.freeze(stage.train)
+
+
+def test_text_alone_needs_no_audio(subject: Subject) -> None:
+    """A rendered sample without placeholders gives a batch without features."""
+    pairs = [(rendered, Audio()) for rendered, audio in subject.rendered({"asr": 1.0}) if not rendered.audio_at]
+    for pair in pairs:
+        assert batch_of(subject, [pair]).features == {}
+
+
+def test_stage_order_of_names_is_unique(subject: Subject) -> None:
+    names = [stage.name for stage in subject.preset.recipe.stages]
+    assert all(one != other for one, other in pairwise(sorted(names)))

@@ -1,0 +1,115 @@
+"""infra/storage.py on an S3 server: what differs from a disk is listings, conditional puts and checksums."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from infra import storage
+
+pytestmark = pytest.mark.slow
+pytest.importorskip("moto.server")
+
+
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[str]:
+    boto3 = pytest.importorskip("boto3")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    endpoint = f"http://127.0.0.1:{port}"
+    server = subprocess.Popen([sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
+                              stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    settings = {"AWS_ENDPOINT_URL": endpoint, "AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing-secret",
+                "AWS_DEFAULT_REGION": "us-east-1"}
+    before = {name: os.environ.get(name) for name in settings}
+    os.environ.update(settings)
+    try:
+        for _ in range(100):
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+            time.sleep(0.2)
+        boto3.client("s3").create_bucket(Bucket="lake")
+        yield "s3://lake"
+    finally:
+        server.terminate()
+        server.wait()
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.__setitem__(name, value)
+
+
+def test_files_are_written_read_listed_and_removed(bucket: str, tmp_path: Path) -> None:
+    root = storage.join(bucket, "audio")
+    assert (storage.exists(root), storage.list_names(root), storage.find(root)) == (False, [], [])
+    for name in ("v1/b.wav", "v1/deep/[a]*.wav", "v1/.tmp-1", "v10/c.wav"):
+        storage.write_bytes(storage.join(root, name), name.encode())
+    assert storage.list_names(root) == ["v1", "v10"]
+    assert storage.list_names(storage.join(root, "v1")) == ["b.wav", "deep"]
+    assert storage.find(storage.join(root, "v1")) == ["b.wav", "deep/[a]*.wav"]
+    url = storage.join(root, "v1/deep/[a]*.wav")
+    assert storage.list_names(url) == []
+    assert (storage.size(url), storage.read_range(url, 3, 4)) == (16, b"deep")
+    assert storage.read_range(url, 3, 99) == b"deep/[a]*.wav"
+    with storage.open_read(url) as file:
+        assert (file.seek(3), file.read(4)) == (3, b"deep")
+    assert storage.local_copy(url, tmp_path).read_bytes() == url.removeprefix(root + "/").encode()
+    first = storage.fingerprint(url)
+    storage.write_bytes(url, b"other")
+    assert storage.fingerprint(url) != first
+    storage.remove_tree(storage.join(root, "v1"))
+    assert storage.find(bucket) == ["audio/v10/c.wav"]
+    for read in (storage.read_bytes, storage.size, storage.fingerprint):
+        with pytest.raises(FileNotFoundError, match=r"s3://lake/audio/v1/b\.wav"):
+            read(storage.join(root, "v1/b.wav"))
+    with pytest.raises(IsADirectoryError):
+        storage.size(root)
+
+
+def test_what_another_process_wrote_is_seen_at_once(bucket: str) -> None:
+    import boto3
+
+    assert storage.list_names(storage.join(bucket, "fresh")) == []
+    boto3.client("s3").put_object(Bucket="lake", Key="fresh/x", Body=b"1")
+    assert storage.list_names(storage.join(bucket, "fresh")) == ["x"]
+    boto3.client("s3").put_object(Bucket="lake", Key="fresh/x", Body=b"22")
+    assert storage.size(storage.join(bucket, "fresh/x")) == 2
+
+
+def test_uploads_of_a_file_and_a_folder(bucket: str, tmp_path: Path) -> None:
+    for name in ("a", "b/c"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(name.encode() * 1000)
+    storage.upload(tmp_path / "a", storage.join(bucket, "up/a"))
+    storage.upload_folder(tmp_path, storage.join(bucket, "up/all"))
+    assert storage.find(storage.join(bucket, "up")) == ["a", "all/a", "all/b/c"]
+    assert storage.read_bytes(storage.join(bucket, "up/all/b/c")) == b"b/c" * 1000
+
+
+def test_one_of_many_that_race_to_create_an_object_wins(bucket: str) -> None:
+    url, won = storage.join(bucket, "race/manifest.json"), []
+
+    def publish(number: int) -> None:
+        if storage.publish_bytes(url, b"%d" % number):
+            won.append(number)
+
+    threads = [threading.Thread(target=publish, args=(number,)) for number in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(won) == 1
+    assert storage.read_bytes(url) == b"%d" % won[0]
+
+
+def test_a_missing_bucket_is_named(bucket: str) -> None:
+    with pytest.raises(FileNotFoundError, match="s3://nowhere/x"):
+        storage.write_bytes("s3://nowhere/x", b"")

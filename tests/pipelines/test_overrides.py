@@ -1,0 +1,61 @@
+"""Settings: dotted words, YAML files, and the nearest right name for a wrong one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from models.architectures import load
+from pipelines.overrides import WrongSetting, changed, parse_words, read_recipe_file, run_config
+
+PRESET = load("funasr_llm").preset("tiny")
+
+
+def test_words_set_run_and_preset() -> None:
+    config = run_config({"arch": "funasr_llm", "data": "d"} | parse_words(["workers=2", "recipe.stages.lora.epochs=0.5", "lora.rank=2"]))
+    assert config.workers == 2
+    preset = changed(PRESET, config.set)
+    assert preset.recipe.stages[1].epochs == 0.5
+    assert preset.lora is not None
+    assert preset.lora.rank == 2
+
+
+@pytest.mark.parametrize(("key", "near"), [
+    ("recipe.stages.lora.epoch", "did you mean 'recipe.stages.lora.epochs'"),
+    ("recipe.stages.lore.epochs", "did you mean 'recipe.stages.lora.epochs'"),
+    ("wrokers", "did you mean 'workers'"),
+    ("lora.rnak", "did you mean 'lora.rank'"),
+    ("zzz", "valid here"),
+])  # fmt: skip
+def test_wrong_keys_get_the_nearest_right_one(key: str, near: str) -> None:
+    with pytest.raises(WrongSetting, match=near):
+        changed(PRESET, {key: 1}, ["workers"])
+
+
+def test_wrong_values_say_what_was_given() -> None:
+    with pytest.raises(WrongSetting, match=r"recipe.stages.0.epochs: .*greater than 0 \(got -1\)"):
+        changed(PRESET, {"recipe.stages.adaptor.epochs": -1})
+    with pytest.raises(WrongSetting, match="workers: .*got 'many'"):
+        run_config({"arch": "a", "data": "d", "workers": "many"})
+    with pytest.raises(WrongSetting, match="not of the form key=value"):
+        parse_words(["workers"])
+
+
+def test_what_recipe_show_prints_can_be_read_back(tmp_path: Path) -> None:
+    file = tmp_path / "my.yaml"
+    file.write_text(yaml.safe_dump(PRESET.model_dump(mode="json")))
+    assert changed(PRESET, read_recipe_file(str(file))) == PRESET
+    file.write_text("recipe:\n  stages:\n  - name: only\n    train: [connector]\n")
+    shorter = changed(PRESET, read_recipe_file(str(file)))
+    assert [stage.name for stage in shorter.recipe.stages] == ["only"]
+
+
+def test_a_file_that_is_not_settings_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "list.yaml"
+    file.write_text("- a\n- b\n")
+    with pytest.raises(WrongSetting, match="must hold settings"):
+        read_recipe_file(str(file))
+    with pytest.raises(WrongSetting, match=r"nowhere.yaml cannot be read"):
+        read_recipe_file(str(tmp_path / "nowhere.yaml"))
