@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -24,6 +25,7 @@ class StageData:
     """The samples of a stage, their plan, and how to read them."""
 
     samples: tuple[TaskSample, ...]
+    rendered: tuple[Rendered, ...]
     seconds: np.ndarray
     plan: Plan
     read: ReadAudio
@@ -40,37 +42,40 @@ def stage_data(stage: Stage, rows: Sequence[dict], model: SpeechLLM, tokenizer: 
     """Select, measure and order the samples of a stage. The result may hold no batch if no row has the fields."""
     samples = select(rows, stage.tasks)
     seconds_of = {row["key"]: row["seconds"] for row in rows}
-    lengths = np.array([len(model.render(tokenizer, list(s.messages), read(s.key))) for s in samples], dtype=np.int64)
+    rendered = [model.render(tokenizer, list(s.messages), read(s.key)) for s in samples]
+    lengths = np.array([len(r) if stage.loss == "lm" or alignable(r) else stage.max_tokens + 1 for r in rendered], dtype=np.int64)
     weights = np.array([stage.tasks.get(s.task, stage.tasks.get(generic_name(s.task), 0.0)) for s in samples])
     seconds = np.array([seconds_of[s.key] for s in samples])
     difficulty = seconds if stage.curriculum.order == "duration" else np.array([float(len(s.reference)) for s in samples])
     plan = plan_stage(stage, lengths, weights, difficulty, seed)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    return StageData(tuple(samples), seconds, plan, read, int(pad), stage.layout)
+    return StageData(tuple(samples), tuple(rendered), seconds, plan, read, int(pad), stage.layout)
 
 
-def load_batch(data: StageData, step: int, model: SpeechLLM, tokenizer: PreTrainedTokenizerBase, rank: int, world: int) -> Batch:
+def alignable(rendered: Rendered) -> bool:
+    """CTC needs a position for each label and one more between two equal ones; a sample without is left out, and counted."""
+    labels = [label for label in rendered.labels if label != IGNORED][:-1]  # the end token is the blank
+    return len(labels) + sum(one == other for one, other in pairwise(labels)) <= len(rendered.audio_at)
+
+
+def load_batch(data: StageData, step: int, rank: int, world: int) -> Batch:
     """What `rank` of `world` computes at `step`.
 
     A rank without samples gets one whose labels are masked: it takes part in the gradient exchange and adds nothing.
     """
     indices = data.plan.batches[step]
     mine = rank_slice(indices, rank, world)
-    idle = len(mine) == 0
-    rendered = [_rendered(data, int(i), model, tokenizer) for i in (indices[:1] if idle else mine)]
-    if idle:
-        rendered[0][0].labels[:] = [IGNORED] * len(rendered[0][0])
-    return collate(rendered, data.pad_id, "packed" if data.layout == "packed" else "right")
+    pairs = [_with_audio(data, int(i)) for i in (mine if len(mine) else indices[:1])]
+    if not len(mine):
+        pairs = [(replace(rendered, labels=[IGNORED] * len(rendered)), audio) for rendered, audio in pairs]
+    return collate(pairs, data.pad_id, "packed" if data.layout == "packed" else "right")
 
 
-def label_ids(data: StageData, model: SpeechLLM, tokenizer: PreTrainedTokenizerBase) -> torch.Tensor:
+def label_ids(data: StageData) -> torch.Tensor:
     """Every token id that the stage's labels use, sorted."""
-    used = {t for i in range(len(data.samples)) for t in _rendered(data, i, model, tokenizer)[0].labels if t != IGNORED}
-    return torch.tensor(sorted(used))
+    return torch.tensor(sorted({label for rendered in data.rendered for label in rendered.labels if label != IGNORED}))
 
 
-def _rendered(data: StageData, index: int, model: SpeechLLM, tokenizer: PreTrainedTokenizerBase) -> tuple[Rendered, Audio]:
-    sample = data.samples[index]
-    audio = data.read(sample.key)
-    rendered = model.render(tokenizer, list(sample.messages), audio)
-    return rendered, audio if rendered.audio_at else Audio()
+def _with_audio(data: StageData, index: int) -> tuple[Rendered, Audio]:
+    rendered = data.rendered[index]
+    return rendered, data.read(data.samples[index].key) if rendered.audio_at else Audio()

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 EXPERIMENT = "earloom"
+LOCAL = "local://"
 DIGEST_TAG = "earloom.digest"
 BATCH = 1000  # metrics in one call, MLflow's limit
 
@@ -88,7 +89,12 @@ def register(
             run_id = _run(client, name, identity, metrics, params or {}, history)
             labels = {str(key): str(value)[:5000] for key, value in tags.items()} | {DIGEST_TAG: identity}
             made = client.create_model_version(
-                name, source, run_id=run_id, tags=labels, description=description or None, await_creation_for=0
+                name,
+                to_source(source),
+                run_id=run_id,
+                tags=labels,
+                description=description or None,
+                await_creation_for=0,
             )
             version = str(made.version)
         else:
@@ -155,6 +161,17 @@ def digest_folder(url: str) -> str:
     return digest({name: storage.fingerprint(storage.join(url, name)) for name in storage.find(url)})
 
 
+def to_source(url: str) -> str:
+    """What MLflow keeps as a version's source. A server refuses bare local paths, as it might be made to serve any
+    file of its own machine; `local://`, which it cannot open, only says where the folder lies for us.
+    """
+    return f"{LOCAL}{url}" if storage.is_local(url) else url
+
+
+def from_source(source: str) -> str:
+    return source.removeprefix(LOCAL)
+
+
 def shown(tracking_uri: str) -> str:
     """A tracking URI without user and password."""
     return re.sub(r"//[^/@]*@", "//", tracking_uri)
@@ -166,6 +183,7 @@ def _client(tracking_uri: str) -> Iterator[MlflowClient]:
     # Before the import: nothing is sent home, and a server that is down is noticed in seconds, not minutes.
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     if match := re.fullmatch(r"sqlite:///(.+)", tracking_uri):
         Path(match[1]).parent.mkdir(parents=True, exist_ok=True)
     from mlflow import MlflowClient  # 3 to 4 seconds, so only where it is used
@@ -176,7 +194,8 @@ def _client(tracking_uri: str) -> Iterator[MlflowClient]:
     try:
         yield MlflowClient(tracking_uri, registry_uri=tracking_uri)
     except MlflowException as error:
-        raise ConnectionError(f"MLflow at {shown(tracking_uri)}: {shown(str(error))}") from None
+        said = "it does not answer; is it running?" if "Max retries" in str(error) else shown(str(error))
+        raise ConnectionError(f"MLflow at {shown(tracking_uri)}: {said}") from None
 
 
 def _create_model(client: MlflowClient, name: str) -> None:
@@ -204,7 +223,8 @@ def _entries(client: MlflowClient, name: str | None = None) -> list[Entry]:
         for made in page:
             if DIGEST_TAG in made.tags:
                 aliases = tuple(sorted(made.aliases))
-                entries.append(Entry(made.name, str(made.version), aliases, made.source or "", dict(made.tags)))
+                url = from_source(made.source or "")
+                entries.append(Entry(made.name, str(made.version), aliases, url, dict(made.tags)))
         token = page.token
         if not token:
             return _with_aliases(client, entries)

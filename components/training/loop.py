@@ -106,7 +106,7 @@ def _step(loop: StageLoop, step: int, step_loss: Callable[[Batch], tuple[Tensor,
         group["lr"] = rate
     torch.manual_seed(hash((loop.seed, step, scheduler.rank)) % 2**63)  # dropout needs no saved state to resume
     device = next(loop.model.parameters()).device
-    batch = load_batch(loop.data, step, loop.model, loop.tokenizer, scheduler.rank, scheduler.world).to(device)
+    batch = load_batch(loop.data, step, scheduler.rank, scheduler.world).to(device)
     with autocast(device, compute_dtype(device)):
         loss, labels = step_loss(batch)
     totals = torch.tensor([float(loss.detach()), float(labels), float(batch.tokens)], dtype=torch.float64, device=device if dist.is_initialized() and dist.get_backend() == "nccl" else None)
@@ -132,7 +132,7 @@ def _step_loss(loop: StageLoop, model: nn.Module) -> Callable[[Batch], tuple[Ten
     if loop.stage.loss == "lm":
         return model
     blank = loop.tokenizer.eos_token_id
-    vocabulary = torch.unique(torch.cat([label_ids(loop.data, loop.model, loop.tokenizer), torch.tensor([blank])]))
+    vocabulary = torch.unique(torch.cat([label_ids(loop.data), torch.tensor([blank])]))
     return partial(model, vocabulary=vocabulary, blank=blank)
 
 

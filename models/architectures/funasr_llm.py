@@ -102,8 +102,8 @@ def _small() -> Preset:
         lora=LoRA(rank=16, alpha=32, targets=("q_proj", "v_proj")),
         recipe=Recipe(
             stages=[
-                Stage(name="adaptor", train=("connector",), loss="ctc", optimiser=Optimiser(lr=2e-3, warmup=0.1), epochs=20, batch_tokens=600),
-                Stage(name="lora", train=("connector", "lora"), optimiser=Optimiser(lr=1e-3, warmup=0.05), epochs=1, batch_tokens=300),
+                Stage(name="adaptor", train=("connector",), loss="ctc", optimiser=Optimiser(lr=2e-3, warmup=0.1), epochs=8, batch_tokens=600),
+                Stage(name="lora", train=("connector", "lora"), optimiser=Optimiser(lr=1e-3, warmup=0.05), epochs=0.4, batch_tokens=300),
             ],
             decoding=Decoding(max_new_tokens=64),
         ),
@@ -113,7 +113,7 @@ def _small() -> Preset:
 def _tiny() -> Preset:
     return Preset(
         encoders={"speech": EncoderSpec(kind="moonshine", config=MOONSHINE_TINY_RANDOM)},
-        connector={"width": 32, "stack": 5, "hidden": 48},
+        connector={"width": 32, "stack": 2, "hidden": 48},
         backbone=Backbone(config=TINY_LLAMA),
         lora=LoRA(rank=4, alpha=8),
         recipe=Recipe(

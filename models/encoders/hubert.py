@@ -14,6 +14,9 @@ from models.pretrained import resolve
 from models.pretrained import seeded
 
 
+UNMASKED = {"mask_time_prob": 0.0, "mask_feature_prob": 0.0}  # SpecAugment is for training the encoder
+
+
 class HubertEncoder(AudioEncoder):
     """transformers' HubertModel. fairseq's `output_layer=k` is `layer=k`: the state after the k-th block.
 
@@ -25,7 +28,7 @@ class HubertEncoder(AudioEncoder):
         self.spec = spec
         if spec.weights is None:
             with seeded(spec.seed):
-                self.model = HubertModel(HubertConfig(**spec.config))
+                self.model = HubertModel(HubertConfig(**UNMASKED | spec.config))
         else:
             self.model = HubertModel.from_pretrained(resolve(spec.weights), dtype=torch.float32)
         check_layer(spec.layer, self.model.config.num_hidden_layers)

@@ -30,7 +30,7 @@ def loss_and_gradient(subject: Subject, batches: list[Batch], train: tuple[str, 
     total = sum(subject.model(batch)[0] for batch in batches)
     total.backward()
     learning = [p for p in subject.model.parameters() if p.requires_grad]
-    return float(total), torch.cat([p.grad.flatten() if p.grad is not None else torch.zeros_like(p).flatten() for p in learning])
+    return float(total.detach()), torch.cat([p.grad.flatten() if p.grad is not None else torch.zeros_like(p).flatten() for p in learning])
 
 
 def test_placeholders_match_what_the_connector_makes(subject: Subject) -> None:

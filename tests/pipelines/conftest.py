@@ -1,0 +1,73 @@
+"""A small spoken corpus, a lake, and a real Prefect server on loopback, started once."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from infra.environment import prepare
+
+prepare()
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from components.corpus.speak import speak_corpus
+
+    folder = tmp_path_factory.mktemp("corpus")
+    speak_corpus(folder, 40)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def prefect_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """URL of a Prefect server of our own."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    home = tmp_path_factory.mktemp("prefect")
+    environment = os.environ | {"PREFECT_HOME": str(home), "PREFECT_SERVER_API_PORT": str(port)}
+    with open(home / "server.log", "w") as log:
+        server = subprocess.Popen([sys.executable, "-m", "prefect", "server", "start"], env=environment, stdout=log, stderr=log)
+    url = f"http://127.0.0.1:{port}/api"
+    try:
+        for _ in range(360):
+            try:
+                urllib.request.urlopen(f"{url}/health", timeout=2)
+                break
+            except OSError:
+                assert server.poll() is None, (home / "server.log").read_text()[-2000:]
+                time.sleep(0.5)
+        yield url
+    finally:
+        server.terminate()
+        server.wait(30)
+
+
+@pytest.fixture
+def with_server(prefect_url: str) -> Iterator[str]:
+    """Flows of this process talk to the server."""
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    with temporary_settings({PREFECT_API_URL: prefect_url}):
+        yield prefect_url
+
+
+def earloom(*words: str, lake: Path, server: str | None = None, **extra: str) -> subprocess.Popen[str]:
+    """The command line as a person starts it, in a session of its own."""
+    environment = os.environ | {"EARLOOM_LAKE": str(lake), "PYTHONPATH": str(REPOSITORY)} | extra
+    if server:
+        environment["PREFECT_API_URL"] = server
+    return subprocess.Popen(
+        [sys.executable, "-m", "pipelines.cli", *words], env=environment, cwd=lake.parent, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
+    )  # fmt: skip
