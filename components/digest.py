@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 
-
 def digest(value: Any) -> str:
     """sha256 of a JSON value; the order of dictionary keys does not matter."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)

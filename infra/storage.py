@@ -288,5 +288,3 @@ def scratch(url: str) -> Path:
             if entry.lstat().st_mtime < time.time() - STALE:
                 remove_tree(str(entry))
     return folder
-
-

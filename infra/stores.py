@@ -49,8 +49,10 @@ def attempt(url: str, action: Callable[[AbstractFileSystem, str], T]) -> T:
             raise kind(f"{shown(url)}: {shown(str(error)) or kind.__name__}") from None
         except Exception as error:  # noqa: BLE001 each store has exceptions of its own, and no common base
             if wait is None or "Credential" in type(error).__name__:
-                raise OSError(f"{shown(url)} cannot be reached ({type(error).__name__}: {shown(str(error))}): "
-                              "check the network, the endpoint and the credentials") from None
+                raise OSError(
+                    f"{shown(url)} cannot be reached ({type(error).__name__}: {shown(str(error))}): "
+                    "check the network, the endpoint and the credentials"
+                ) from None
             time.sleep(wait * (0.5 + random.random()))
     raise AssertionError("unreachable: the last try returns or raises")
 

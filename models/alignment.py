@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, nn
 
 
-def connector_ctc(tokens: Tensor, counts: Tensor, targets: list[Tensor], embeddings: Tensor, vocabulary: Tensor, blank: int) -> Tensor:
+def connector_ctc(
+    tokens: Tensor, counts: Tensor, targets: list[Tensor], embeddings: Tensor, vocabulary: Tensor, blank: int
+) -> Tensor:
     """Summed CTC loss of `(clips, tokens, width)` with `(clips,)` valid positions.
 
     targets: token ids per clip. embeddings: `(vocabulary of the backbone, width)`. vocabulary: sorted ids that
@@ -25,7 +27,13 @@ def connector_ctc(tokens: Tensor, counts: Tensor, targets: list[Tensor], embeddi
     labels = torch.cat([torch.searchsorted(vocabulary, target) for target in targets])
     lengths = torch.tensor([len(target) for target in targets])
     return nn.functional.ctc_loss(
-        logits.log_softmax(-1).transpose(0, 1), labels, counts, lengths, blank=blank_at, reduction="sum", zero_infinity=True
+        logits.log_softmax(-1).transpose(0, 1),
+        labels,
+        counts,
+        lengths,
+        blank=blank_at,
+        reduction="sum",
+        zero_infinity=True,
     )
 
 

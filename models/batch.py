@@ -36,8 +36,13 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on a device."""
-        moved = {f.name: getattr(self, f.name).to(device) for f in fields(self) if isinstance(getattr(self, f.name), Tensor)}
-        parts = {name: {role: value.to(device) for role, value in getattr(self, name).items()} for name in ("features", "lengths")}
+        moved = {
+            f.name: getattr(self, f.name).to(device) for f in fields(self) if isinstance(getattr(self, f.name), Tensor)
+        }
+        parts = {
+            name: {role: value.to(device) for role, value in getattr(self, name).items()}
+            for name in ("features", "lengths")
+        }
         return replace(self, **moved, **parts)
 
     @property
@@ -96,8 +101,17 @@ def collate(samples: Sequence[tuple[Rendered, Audio]], pad_id: int, layout: Layo
         audio_columns += [start + column for column in rendered.audio_at]
         offset += len(rendered)
     features, lengths = _stack([audio for _, audio in samples])
-    return Batch(ids, labels, positions, segments, torch.tensor(audio_rows, dtype=torch.long),
-                 torch.tensor(audio_columns, dtype=torch.long), features, lengths, layout == "packed")  # fmt: skip
+    return Batch(
+        ids,
+        labels,
+        positions,
+        segments,
+        torch.tensor(audio_rows, dtype=torch.long),
+        torch.tensor(audio_columns, dtype=torch.long),
+        features,
+        lengths,
+        layout == "packed",
+    )
 
 
 def _stack(audios: list[Audio]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

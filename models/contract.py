@@ -38,8 +38,14 @@ class SpeechLLMConfig(PreTrainedConfig):
 
     model_type = "earloom"
 
-    def __init__(self, architecture: str = "", preset: dict[str, Any] | None = None, llm: dict[str, Any] | None = None,
-                 codebook_width: int | None = None, **kwargs: Any) -> None:  # fmt: skip
+    def __init__(
+        self,
+        architecture: str = "",
+        preset: dict[str, Any] | None = None,
+        llm: dict[str, Any] | None = None,
+        codebook_width: int | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         self.architecture = architecture
         self.preset = preset or {}
@@ -102,15 +108,27 @@ class SpeechLLM(PreTrainedModel):
         super().__init__(config)
         preset = Preset.model_validate(config.preset)
         llm_config = dict(config.llm)
-        self.llm = AutoModelForCausalLM.from_config(AutoConfig.for_model(llm_config.pop("model_type"), **llm_config), attn_implementation="sdpa")
+        self.llm = AutoModelForCausalLM.from_config(
+            AutoConfig.for_model(llm_config.pop("model_type"), **llm_config), attn_implementation="sdpa"
+        )
         self.connector = self.build_connector(preset, self.llm.config.hidden_size)
-        self.encoders = nn.ModuleDict({r: build_encoder(s.model_copy(update={"weights": None})) for r, s in preset.encoders.items()} if encoders else {})
-        self.codebook = nn.Parameter(torch.zeros(preset.units, config.codebook_width or 1), requires_grad=False) if preset.units else None
+        self.encoders = nn.ModuleDict(
+            {r: build_encoder(s.model_copy(update={"weights": None})) for r, s in preset.encoders.items()}
+            if encoders
+            else {}
+        )
+        self.codebook = (
+            nn.Parameter(torch.zeros(preset.units, config.codebook_width or 1), requires_grad=False)
+            if preset.units
+            else None
+        )
         self._add_lora(preset)
         self.eval()
 
     @classmethod
-    def build(cls, preset: Preset, tokenizer: PreTrainedTokenizerBase | None = None, encoders: bool = True, seed: int = 0) -> Self:
+    def build(
+        cls, preset: Preset, tokenizer: PreTrainedTokenizerBase | None = None, encoders: bool = True, seed: int = 0
+    ) -> Self:
         """A model with the preset's pretrained parts and fresh connectors, LoRA and new tokens.
 
         Without `encoders` only what training from a feature cache needs is made. The same arguments give the
@@ -147,17 +165,26 @@ class SpeechLLM(PreTrainedModel):
 
     @classmethod
     def make_config(cls, preset: Preset, llm: PreTrainedConfig, codebook_width: int | None = None) -> SpeechLLMConfig:
-        kept = {k: v for k, v in llm.to_diff_dict().items() if k not in ("quantization_config", "_name_or_path", "transformers_version")}
+        kept = {
+            k: v
+            for k, v in llm.to_diff_dict().items()
+            if k not in ("quantization_config", "_name_or_path", "transformers_version")
+        }
         kept["model_type"] = llm.model_type
         name = cls.__module__.rpartition(".")[2]
-        return cls.config_class(architecture=name, preset=preset.model_dump(mode="json"), llm=kept, codebook_width=codebook_width)
+        return cls.config_class(
+            architecture=name, preset=preset.model_dump(mode="json"), llm=kept, codebook_width=codebook_width
+        )
 
     def _add_lora(self, preset: Preset) -> None:
         if preset.lora is None:
             return
         lora = preset.lora
         inject_adapter_in_model(
-            LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=list(lora.targets)), self.llm
+            LoraConfig(
+                r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=list(lora.targets)
+            ),
+            self.llm,
         )
 
     def scale_lora(self, factor: float) -> None:
@@ -170,7 +197,14 @@ class SpeechLLM(PreTrainedModel):
 
     def parameter_groups(self) -> dict[str, list[str]]:
         """Names of the parameters of each group that a freeze plan may name; every parameter is in one."""
-        groups: dict[str, list[str]] = {"connector": [], "lora": [], "embeddings": [], "llm": [], "encoder": [], "codebook": []}
+        groups: dict[str, list[str]] = {
+            "connector": [],
+            "lora": [],
+            "embeddings": [],
+            "llm": [],
+            "encoder": [],
+            "codebook": [],
+        }
         for name, _ in self.named_parameters():
             groups[_group_of(name)].append(name)
         return groups
@@ -195,8 +229,11 @@ class SpeechLLM(PreTrainedModel):
 
     @torch.inference_mode()
     def listen(self, waveforms: list[Tensor]) -> list[Audio]:
-        """Run the encoders: clips at 16 kHz, each `(samples,)` → what `render` and `forward` take (as a cache would give)."""
-        features = {role: [frames.bfloat16().float() for frames in encoder(waveforms)] for role, encoder in self.encoders.items()}
+        """Run the encoders on clips at 16 kHz, each `(samples,)`: what a cache holds and `render` takes."""
+        features = {
+            role: [frames.bfloat16().float() for frames in encoder(waveforms)]
+            for role, encoder in self.encoders.items()
+        }
         if self.codebook is None:
             return [Audio({role: frames[i] for role, frames in features.items()}) for i in range(len(waveforms))]
         book = self.codebook
@@ -211,7 +248,9 @@ class SpeechLLM(PreTrainedModel):
         tokens, counts = self.connect(batch.features, batch.lengths)
         valid = torch.arange(tokens.shape[1], device=tokens.device)[None] < counts[:, None]
         if int(counts.sum()) != len(batch.audio_rows):
-            raise ValueError(f"the connector made {int(counts.sum())} tokens for {len(batch.audio_rows)} audio positions")
+            raise ValueError(
+                f"the connector made {int(counts.sum())} tokens for {len(batch.audio_rows)} audio positions"
+            )
         return embedded.index_put((batch.audio_rows, batch.audio_columns), tokens[valid].to(embedded.dtype))
 
     def forward(self, batch: Batch, vocabulary: Tensor | None = None, blank: int = 0) -> tuple[Tensor, Tensor]:
@@ -241,10 +280,16 @@ class SpeechLLM(PreTrainedModel):
         ).last_hidden_state
 
     @torch.inference_mode()
-    def generate(self, batch: Batch, decoding: Decoding, tokenizer: PreTrainedTokenizerBase, max_new_tokens: int) -> list[list[int]]:
+    def generate(
+        self, batch: Batch, decoding: Decoding, tokenizer: PreTrainedTokenizerBase, max_new_tokens: int
+    ) -> list[list[int]]:
         """Continue left-padded prompts; new token ids per row, up to and without the end token."""
         end = self.end_tokens(tokenizer)
-        sampling = {"temperature": decoding.temperature, "top_p": decoding.top_p, "top_k": decoding.top_k} if decoding.sample else {}
+        sampling = (
+            {"temperature": decoding.temperature, "top_p": decoding.top_p, "top_k": decoding.top_k}
+            if decoding.sample
+            else {}
+        )
         ids = self.llm.generate(
             inputs_embeds=self.embed(batch),
             attention_mask=(batch.segments > 0).long(),
@@ -264,7 +309,7 @@ class SpeechLLM(PreTrainedModel):
         """Text of generated ids."""
         return str(tokenizer.decode(ids, skip_special_tokens=True)).strip()
 
-    # ---- files --------------------------------------------------------------------------------------------------------
+    # ---- files ------------------------------------------------------------------------------------------------------
 
     def save_pretrained(self, folder: str | Path, **_: Any) -> None:  # type: ignore[override]
         """Write config.json and model.safetensors (all parts, tied weights once)."""
@@ -284,7 +329,9 @@ class SpeechLLM(PreTrainedModel):
         missing, unexpected = model.load_state_dict(state, strict=False)
         missing = [name for name in missing if name not in model._tied()]
         if missing or unexpected:
-            raise RuntimeError(f"{folder}/{WEIGHTS} does not fit {cls.__name__}: missing {missing[:5]}, unexpected {unexpected[:5]}")
+            raise RuntimeError(
+                f"{folder}/{WEIGHTS} does not fit {cls.__name__}: missing {missing[:5]}, unexpected {unexpected[:5]}"
+            )
         return model.eval()
 
     def _tied(self) -> set[str]:

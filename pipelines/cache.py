@@ -42,9 +42,14 @@ def fit_codebook(work: Workspace) -> StageReport:
     made = work.codebook
     assert made is not None
     return StageReport(
-        stage="units", state="done", unit="codebook", done=1, seconds=time.monotonic() - began, url=made[0],
+        stage="units",
+        state="done",
+        unit="codebook",
+        done=1,
+        seconds=time.monotonic() - began,
+        url=made[0],
         note=f"{work.preset.units} clusters, {made[1]}",
-    )  # fmt: skip
+    )
 
 
 @task(name="cache units")
@@ -59,7 +64,14 @@ def _fill(work: Workspace, name: str, roots: dict[str, str], codebook: tuple[str
     there = {role: up_to_date(root, audio) for role, root in roots.items()}
     shards = len(audio.shards) * len(roots)
     if all(there.values()):
-        return StageReport(stage=name, state="up to date", reused=shards, seconds=time.monotonic() - began, note=_note(there), url=next(iter(roots.values())))
+        return StageReport(
+            stage=name,
+            state="up to date",
+            reused=shards,
+            seconds=time.monotonic() - began,
+            note=_note(there),
+            url=next(iter(roots.values())),
+        )
     sources = dict(zip(roots, work.encoders, strict=False)) if codebook else {role: role for role in roots}
     index = read_index(work.audio_root)
     for role, root in roots.items():
@@ -71,9 +83,14 @@ def _fill(work: Workspace, name: str, roots: dict[str, str], codebook: tuple[str
         there[role] = there[role] or publish_features(root, key, audio)
     reused += len(audio.shards) * (len(roots) - len(missing))
     return StageReport(
-        stage=name, state="resumed" if reused else "done", done=shards - reused, reused=reused,
-        seconds=time.monotonic() - began, note=_note(there), url=next(iter(roots.values())),
-    )  # fmt: skip
+        stage=name,
+        state="resumed" if reused else "done",
+        done=shards - reused,
+        reused=reused,
+        seconds=time.monotonic() - began,
+        note=_note(there),
+        url=next(iter(roots.values())),
+    )
 
 
 def _extract(work: Workspace, roots: dict[str, str], codebook: tuple[str, str] | None) -> int:
@@ -82,9 +99,13 @@ def _extract(work: Workspace, roots: dict[str, str], codebook: tuple[str, str] |
     arguments = (preset, work.audio_root, roots, codebook[0] if codebook else None, 1)
     reused = 0
     with Work("cache", len(work.audio.shards), "shards") as progress:
-        for number, (shard, parts) in enumerate(remote.over_shards(work.config, extractor, arguments, work.audio.shards), 1):
+        for number, (shard, parts) in enumerate(
+            remote.over_shards(work.config, extractor, arguments, work.audio.shards), 1
+        ):
             if isinstance(parts, remote.Crashed):
-                raise RuntimeError(f"the encoder {parts.reason} on {shard.name} of {work.audio_root}: is there enough memory?")
+                raise RuntimeError(
+                    f"the encoder {parts.reason} on {shard.name} of {work.audio_root}: is there enough memory?"
+                )
             reused += sum(part.reused for part in parts)
             progress.to(number)
     return reused

@@ -26,7 +26,9 @@ def show_architectures() -> None:
         architecture = load(name)
         trainable, total = counts(architecture)
         stages = " → ".join(stage.name for stage in architecture.preset("paper").recipe.stages)
-        table.add_row(name, architecture.title, architecture.modalities, f"{millions(trainable)} / {millions(total)}", stages)
+        table.add_row(
+            name, architecture.title, architecture.modalities, f"{millions(trainable)} / {millions(total)}", stages
+        )
     console.print(table)
 
 
@@ -48,8 +50,12 @@ def show_recipe(name: str, preset: str) -> None:
     valid = get_args(PresetName)
     if preset not in valid:
         near = difflib.get_close_matches(preset, valid, 1)
-        raise ValueError(f"no preset {preset!r}; " + (f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(valid)}"))
+        raise ValueError(
+            f"no preset {preset!r}; " + (f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(valid)}")
+        )
     architecture = load(name)
     chosen = architecture.preset(cast(PresetName, preset))
     typer.echo(f"# {architecture.title}, preset {preset}: {architecture.paper}")
-    typer.echo(yaml.safe_dump(chosen.model_dump(mode="json", exclude_defaults=False), sort_keys=False, allow_unicode=True))
+    typer.echo(
+        yaml.safe_dump(chosen.model_dump(mode="json", exclude_defaults=False), sort_keys=False, allow_unicode=True)
+    )

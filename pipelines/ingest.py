@@ -35,18 +35,32 @@ def ingest_audio(work: Workspace) -> StageReport:
     done = up_to_date(root)
     if done is not None:
         note = f"{done.samples:,} clips, {done.seconds / 60:.1f} min, {done.rejected} set aside"
-        return StageReport(stage="ingest", state="up to date", reused=len(done.shards), seconds=time.monotonic() - began, note=note, url=root)
+        return StageReport(
+            stage="ingest",
+            state="up to date",
+            reused=len(done.shards),
+            seconds=time.monotonic() - began,
+            note=note,
+            url=root,
+        )
     recordings, rejects = work.sources
     kept, doubled = set_duplicates_aside(recordings, work.config.data)
     groups = plan_groups(kept, work.config.per_shard)
     reused = _run(work, list(enumerate(groups)))
     aside: list[Reject] = [*rejects, *doubled]
-    manifest = publish(root, work.dataset, work.version, groups, aside, ingest_config(work.config.per_shard), work.config.data)
+    manifest = publish(
+        root, work.dataset, work.version, groups, aside, ingest_config(work.config.per_shard), work.config.data
+    )
     note = f"{manifest.samples:,} clips, {manifest.seconds / 60:.1f} min, {manifest.rejected} set aside"
     return StageReport(
-        stage="ingest", state="resumed" if reused else "done", done=len(manifest.shards) - reused, reused=reused,
-        seconds=time.monotonic() - began, note=note, url=root,
-    )  # fmt: skip
+        stage="ingest",
+        state="resumed" if reused else "done",
+        done=len(manifest.shards) - reused,
+        reused=reused,
+        seconds=time.monotonic() - began,
+        note=note,
+        url=root,
+    )
 
 
 def _run(work: Workspace, groups: list[Group]) -> int:
@@ -69,6 +83,8 @@ def _find_culprits(work: Workspace, group: Group) -> int:
         _, report = next(iter(remote.over_shards(work.config, careful_ingester, arguments, [group])))
         if not isinstance(report, remote.Crashed):
             break
-        refused[storage.read_text(trying)] = f"the decoder {report.reason} on this file; convert it to WAV or FLAC with another program"
+        refused[storage.read_text(trying)] = (
+            f"the decoder {report.reason} on this file; convert it to WAV or FLAC with another program"
+        )
     storage.remove_tree(trying)
     return 0

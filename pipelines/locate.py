@@ -86,7 +86,10 @@ class Workspace:
     @cached_property
     def feature_roots(self) -> dict[str, str]:
         """Role -> root of the continuous features."""
-        return {role: feature_root(self.config.lake, feature_key(e), self.dataset, self.version) for role, e in self.encoders.items()}
+        return {
+            role: feature_root(self.config.lake, feature_key(e), self.dataset, self.version)
+            for role, e in self.encoders.items()
+        }
 
     @cached_property
     def codebook(self) -> tuple[str, str] | None:
@@ -107,7 +110,9 @@ class Workspace:
 
     @cached_property
     def features(self) -> dict[str, FeatureManifest]:
-        return {role: FeatureManifest.model_validate(_manifest(root, "cache")) for role, root in self.model_inputs.items()}
+        return {
+            role: FeatureManifest.model_validate(_manifest(root, "cache")) for role, root in self.model_inputs.items()
+        }
 
     # ---- run --------------------------------------------------------------------------------------------------------
 
@@ -116,7 +121,17 @@ class Workspace:
         """What every stage depends on: parts, data, features, seed and the version of the training code."""
         parts = self.preset.model_dump(mode="json", exclude={"recipe"})
         features = {role: manifest.digest for role, manifest in self.features.items()}
-        return digest([self.config.arch, parts, self.audio.digest, features, self.config.seed, self.preset.recipe.seed, TRAINING_VERSION])
+        return digest(
+            [
+                self.config.arch,
+                parts,
+                self.audio.digest,
+                features,
+                self.config.seed,
+                self.preset.recipe.seed,
+                TRAINING_VERSION,
+            ]
+        )
 
     @cached_property
     def stages(self) -> list[tuple[Stage, str]]:
@@ -130,7 +145,13 @@ class Workspace:
 
     @cached_property
     def run_root(self) -> str:
-        judged = [self.stages[-1][1], self.preset.recipe.decoding.model_dump(), self.config.split, self.config.eval_clips, self.config.eval_task]
+        judged = [
+            self.stages[-1][1],
+            self.preset.recipe.decoding.model_dump(),
+            self.config.split,
+            self.config.eval_clips,
+            self.config.eval_task,
+        ]
         return storage.join(self.config.lake, "runs", self.config.arch, f"{self.dataset}-{digest(judged)[:12]}")
 
     @property
@@ -139,12 +160,16 @@ class Workspace:
         if given:
             return given
         if not storage.is_local(self.config.lake):
-            raise NotThere(f"the lake {self.config.lake} is remote: name an MLflow server with tracking_uri=… or $MLFLOW_TRACKING_URI")
+            raise NotThere(
+                f"the lake {self.config.lake} is remote: name an MLflow server, tracking_uri=… or $MLFLOW_TRACKING_URI"
+            )
         return f"sqlite:///{storage.local_path(self.config.lake).resolve()}/mlflow.db"
 
 
 def _manifest(root: str, stage: str) -> Any:
     url = storage.join(root, "manifest.json")
     if not storage.exists(url):
-        raise NotThere(f"nothing at {root}: run `earloom {stage}` with the same settings first, or `earloom run` for the whole chain")
+        raise NotThere(
+            f"nothing at {root}: run `earloom {stage}` with the same settings first, or `earloom run` for all"
+        )
     return storage.read_json(url)

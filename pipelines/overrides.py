@@ -11,7 +11,6 @@ from pydantic import BaseModel, ValidationError
 
 from pipelines.config import RunConfig
 
-
 Model = TypeVar("Model", bound=BaseModel)
 
 
@@ -84,7 +83,9 @@ def _set(tree: Any, whole: str, path: list[str], value: Any, also: list[str]) ->
         if name not in names:
             raise WrongSetting(_unknown(whole, name, names))
         _set(tree[names.index(name)], whole, rest, value, also)
-    elif not isinstance(tree, dict) or (name not in tree and whole.split(".")[-2:-1] not in (["tasks"], ["config"], ["connector"])):
+    elif not isinstance(tree, dict) or (
+        name not in tree and whole.split(".")[-2:-1] not in (["tasks"], ["config"], ["connector"])
+    ):
         raise WrongSetting(_unknown(whole, name, [*(tree if isinstance(tree, dict) else []), *also]))
     elif rest and tree[name] is not None:
         _set(tree[name], whole, rest, value, [])

@@ -1,4 +1,4 @@
-"""Progress of long work: a bar with rate and ETA on a terminal, a line now and then elsewhere, an artifact in Prefect."""
+"""Progress of long work: a bar with rate and ETA on a terminal, a line now and then elsewhere, a Prefect artifact."""
 
 from __future__ import annotations
 
@@ -9,7 +9,15 @@ from types import TracebackType
 from uuid import UUID
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 LINE_SECONDS = 15.0  # between two lines where there is no terminal
 ARTIFACT_SECONDS = 5.0
@@ -31,14 +39,23 @@ class Work:
     def __enter__(self) -> Work:
         if sys.stdout.isatty():
             self.bar = Progress(
-                TextColumn("  {task.description:<10}"), BarColumn(28), MofNCompleteColumn(), TextColumn("{task.fields[note]}"),
-                TimeElapsedColumn(), TextColumn("ETA"), TimeRemainingColumn(), console=console, transient=True,
-            )  # fmt: skip
+                TextColumn("  {task.description:<10}"),
+                BarColumn(28),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[note]}"),
+                TimeElapsedColumn(),
+                TextColumn("ETA"),
+                TimeRemainingColumn(),
+                console=console,
+                transient=True,
+            )
             self.bar.start()
             self.row = self.bar.add_task(self.label, total=self.total, note=self.unit)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self.bar is not None:
             self.bar.stop()
         if kind is None:
@@ -53,7 +70,8 @@ class Work:
         elif now - self.last_line > LINE_SECONDS and done:
             rate = done / (now - self.began)
             left = (self.total - done) / rate
-            console.print(f"  {self.label}: {done}/{self.total} {self.unit}, {rate:.1f}/s, ETA {left:.0f} s  {note}")
+            pace = f"{rate:.1f}/s, ETA {left:.0f} s"
+            console.print(f"  {self.label}: {done}/{self.total} {self.unit}, {pace}  {note}")
             self.last_line = now
         if now - self.last_artifact > ARTIFACT_SECONDS:
             self.last_artifact = now
@@ -63,14 +81,17 @@ class Work:
         """Show the same in Prefect, where a flow is running; a server that does not answer must not stop the work."""
         from prefect.artifacts import create_progress_artifact, update_progress_artifact
         from prefect.context import FlowRunContext
+        from prefect.exceptions import PrefectException
 
         if FlowRunContext.get() is None:
             return
         try:
             if self.artifact is None:
-                made = create_progress_artifact(progress=percent, key=f"{self.label}-progress", description=f"{self.label} ({self.unit})")
+                made = create_progress_artifact(
+                    progress=percent, key=f"{self.label}-progress", description=f"{self.label} ({self.unit})"
+                )
                 self.artifact = made if isinstance(made, UUID) else None
             else:
                 update_progress_artifact(artifact_id=self.artifact, progress=percent)
-        except Exception as error:
+        except (OSError, RuntimeError, ValueError, PrefectException) as error:
             logging.getLogger(__name__).debug("no progress artifact: %s", error)

@@ -55,20 +55,42 @@ def register_model(work: Workspace) -> StageReport:
     wanted = {"name": work.model_name, "alias": work.config.alias, "tracking_uri": work.tracking_uri}
     old = storage.read_json(record) if storage.exists(record) else {}
     if wanted.items() <= old.items():
-        return StageReport(stage="register", state="up to date", reused=1, unit="version", seconds=time.monotonic() - began, note=_note(old), url=old["folder"])
+        return StageReport(
+            stage="register",
+            state="up to date",
+            reused=1,
+            unit="version",
+            seconds=time.monotonic() - began,
+            note=_note(old),
+            url=old["folder"],
+        )
     scores, _ = read_scores(work)
     folder = storage.join(work.run_root, "model")
     manifest = storage.join(folder, "manifest.json")
     if not storage.exists(manifest):
         storage.write_json(manifest, _assemble(work, folder))
     made = register_version(
-        folder, work.model_name, flat(scores), {"architecture": work.config.arch, "preset": work.config.preset, "run": work.run_root},
-        work.config.alias, work.tracking_uri, params={"data": work.config.data, "preset": work.config.preset},
-        history=_history(work), folder_digest=digest(storage.read_json(manifest)),
-    )  # fmt: skip
+        folder,
+        work.model_name,
+        flat(scores),
+        {"architecture": work.config.arch, "preset": work.config.preset, "run": work.run_root},
+        work.config.alias,
+        work.tracking_uri,
+        params={"data": work.config.data, "preset": work.config.preset},
+        history=_history(work),
+        folder_digest=digest(storage.read_json(manifest)),
+    )
     written = wanted | {"version": made.version, "uri": made.uri, "folder": folder}
     storage.write_json(record, written)
-    return StageReport(stage="register", state="done", done=1, unit="version", seconds=time.monotonic() - began, note=_note(written), url=folder)
+    return StageReport(
+        stage="register",
+        state="done",
+        done=1,
+        unit="version",
+        seconds=time.monotonic() - began,
+        note=_note(written),
+        url=folder,
+    )
 
 
 def write_run_report(work: Workspace, reports: list[StageReport]) -> str:
@@ -80,14 +102,29 @@ def write_run_report(work: Workspace, reports: list[StageReport]) -> str:
     registered = storage.read_json(storage.join(work.run_root, REGISTERED))
     rows = {row["key"]: row for row in read_rows(work.audio_root)}
     reader = ShardReader(work.audio_root)
-    examples = [Example(answer=h, samples=reader.waveform(rows[h.key])) for h in choose(read_hypotheses(work), EXAMPLES)]
+    examples = [
+        Example(answer=h, samples=reader.waveform(rows[h.key])) for h in choose(read_hypotheses(work), EXAMPLES)
+    ]
     data = ReportData(
-        model=work.model_name, architecture=work.architecture.title, version=str(registered["version"]), alias=work.config.alias,
-        preset=work.config.preset, run=work.run_root, url=registered["folder"], dataset=work.dataset,
-        created=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"), about=_about(work), stages=reports, metrics=_history(work),
-        recipe=work.preset.model_dump(mode="json"), scores=scores, before=before, examples=examples,
-        lineage=storage.read_json(storage.join(registered["folder"], "lineage.json")), notes=list(work.architecture.deviations),
-    )  # fmt: skip
+        model=work.model_name,
+        architecture=work.architecture.title,
+        version=str(registered["version"]),
+        alias=work.config.alias,
+        preset=work.config.preset,
+        run=work.run_root,
+        url=registered["folder"],
+        dataset=work.dataset,
+        created=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        about=_about(work),
+        stages=reports,
+        metrics=_history(work),
+        recipe=work.preset.model_dump(mode="json"),
+        scores=scores,
+        before=before,
+        examples=examples,
+        lineage=storage.read_json(storage.join(registered["folder"], "lineage.json")),
+        notes=list(work.architecture.deviations),
+    )
     storage.write_text(url, write_report(data))
     return url
 
@@ -116,7 +153,13 @@ def _assemble(work: Workspace, url: str) -> dict[str, Any]:
             storage.write_json(storage.join(str(folder), f"preprocessor_{role}.json"), encoder.preprocessing())
         recipe = work.preset.model_dump(mode="json")
         (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True))
-        origin = lineage([work.audio], list(work.features.values()), recipe, _pretrained(work), {"stages": [u for _, u in work.stages]})
+        origin = lineage(
+            [work.audio],
+            list(work.features.values()),
+            recipe,
+            _pretrained(work),
+            {"stages": [u for _, u in work.stages]},
+        )
         storage.write_json(str(folder / "lineage.json"), origin)
         storage.write_json(str(folder / "metrics.json"), flat(scores))
         card = model_card(_card(work, model), [work.audio], scores, before, origin)
@@ -131,13 +174,18 @@ def _card(work: Workspace, model: SpeechLLM) -> CardData:
     trained = {name for stage in stages for name in model.freeze(stage.train)}
     rows = read_rows(work.audio_root)
     return CardData(
-        name=work.model_name, architecture=work.architecture.title, preset=work.config.preset, about=_about(work),
-        paper=work.architecture.paper, languages=tuple(sorted({row["language"] for row in rows if row["language"]})),
-        tasks=tuple(dict.fromkeys(task for stage in stages for task in stage.tasks)), base_models=tuple(_references(work)),
+        name=work.model_name,
+        architecture=work.architecture.title,
+        preset=work.config.preset,
+        about=_about(work),
+        paper=work.architecture.paper,
+        languages=tuple(sorted({row["language"] for row in rows if row["language"]})),
+        tasks=tuple(dict.fromkeys(task for stage in stages for task in stage.tasks)),
+        base_models=tuple(_references(work)),
         parameters=sum(p.numel() for p in model.parameters()),
         trainable=sum(p.numel() for name, p in model.named_parameters() if name in trained),
         deviations=work.architecture.deviations,
-    )  # fmt: skip
+    )
 
 
 def _about(work: Workspace) -> str:
@@ -163,5 +211,3 @@ def _history(work: Workspace) -> list[dict[str, Any]]:
 
 def _note(written: dict[str, Any]) -> str:
     return f"{written['name']} version {written['version']} @{written['alias']}"
-
-

@@ -27,8 +27,13 @@ class Crashed(RuntimeError):
         self.item, self.reason = item, reason
 
 
-def over_shards(config: RunConfig, setup: Callable[..., Callable[[Item], Any]], arguments: tuple[Any, ...],
-                      items: Sequence[Item], cpus_each: float = 1.0) -> Iterator[tuple[Item, Any]]:
+def over_shards(
+    config: RunConfig,
+    setup: Callable[..., Callable[[Item], Any]],
+    arguments: tuple[Any, ...],
+    items: Sequence[Item],
+    cpus_each: float = 1.0,
+) -> Iterator[tuple[Item, Any]]:
     """Run `setup(*arguments)` once in each actor, then what it returns on every item; yields as results come.
 
     An actor that dies or exceeds `SHARD_TIMEOUT` is replaced and its item tried again; after `RETRIES` the result is
@@ -45,7 +50,11 @@ def over_shards(config: RunConfig, setup: Callable[..., Callable[[Item], Any]], 
             actor, (item, tries) = idle.pop(), waiting.pop(0)
             busy[actor.work.remote(item)] = (actor, item, tries, time.monotonic())
         ready, _ = ray.wait(list(busy), num_returns=1, timeout=1.0)
-        late = [ref for ref, (_, _, _, began) in busy.items() if ref not in ready and time.monotonic() - began > SHARD_TIMEOUT]
+        late = [
+            ref
+            for ref, (_, _, _, began) in busy.items()
+            if ref not in ready and time.monotonic() - began > SHARD_TIMEOUT
+        ]
         for ref in [*ready, *late]:
             actor, item, tries, _ = busy.pop(ref)
             try:
@@ -95,7 +104,7 @@ def train(config: RunConfig, loop: Callable[[dict[str, Any]], None], settings: d
     may be older than the last one that was written.
     """
     cluster.connect(config.ray_address, config.cores())
-    from ray.train import FailureConfig, ScalingConfig
+    from ray.train import FailureConfig, ScalingConfig, TrainingFailedError
     from ray.train import RunConfig as TrainRunConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -103,13 +112,17 @@ def train(config: RunConfig, loop: Callable[[dict[str, Any]], None], settings: d
     trainer = TorchTrainer(
         loop,
         train_loop_config=settings | {"threads": cores},
-        scaling_config=ScalingConfig(num_workers=config.workers, resources_per_worker={"CPU": cores}, use_gpu=_gpus() > 0),
+        scaling_config=ScalingConfig(
+            num_workers=config.workers, resources_per_worker={"CPU": cores}, use_gpu=_gpus() > 0
+        ),
         torch_config=TorchConfig(backend="nccl" if _gpus() else "gloo"),
-        run_config=TrainRunConfig(name=f"ray-{os.getpid()}", failure_config=FailureConfig(max_failures=RETRIES), **_ray_storage(state_url)),
+        run_config=TrainRunConfig(
+            name=f"ray-{os.getpid()}", failure_config=FailureConfig(max_failures=RETRIES), **_ray_storage(state_url)
+        ),
     )
     try:
         trainer.fit()
-    except Exception as error:
+    except TrainingFailedError as error:
         raise _cause(error) from None
     finally:
         storage.remove_tree(storage.join(state_url, f"ray-{os.getpid()}"))

@@ -31,11 +31,21 @@ def show_stages(reports: Sequence[StageReport], seconds: float | None = None) ->
     table.add_column("result")
     for report in reports:
         state = f"[{STYLES[report.state]}]{report.state}[/]"
-        table.add_row(report.stage, state, f"{report.done} {report.unit}", str(report.reused), f"{report.seconds:.1f}", escape(report.note))
+        table.add_row(
+            report.stage,
+            state,
+            f"{report.done} {report.unit}",
+            str(report.reused),
+            f"{report.seconds:.1f}",
+            escape(report.note),
+        )
     console.print()
     console.print(table)
     if seconds is not None:
-        console.print(f"{'all up to date' if all(r.state == 'up to date' for r in reports) else 'finished'} in {seconds:.0f} s", style="bold")
+        console.print(
+            f"{'all up to date' if all(r.state == 'up to date' for r in reports) else 'finished'} in {seconds:.0f} s",
+            style="bold",
+        )
 
 
 def show_run(config: RunConfig, report_url: str, clip: str) -> None:
@@ -46,10 +56,20 @@ def show_run(config: RunConfig, report_url: str, clip: str) -> None:
     was = f"untrained {main_metric(before)[1]:.1%} → " if before else ""
     console.print(f"\n[bold]{name}[/bold]  {was}[bold green]{value:.1%}[/]")
     for answer in choose(read_hypotheses(work), 5):
-        console.print(f"  said  {escape(answer.reference)}\n  heard [cyan]{escape(answer.hypothesis or '(nothing)')}[/]", style="default")
+        console.print(
+            f"  said  {escape(answer.reference)}\n  heard [cyan]{escape(answer.hypothesis or '(nothing)')}[/]",
+            style="default",
+        )
     registered = storage.read_json(storage.join(work.run_root, REGISTERED))
     model = f"{registered['name']}@{registered['alias']}"
-    console.print(f"\nmodel   [bold]{registered['name']}[/bold] version {registered['version']}, alias {registered['alias']}", soft_wrap=True)
+    console.print(
+        f"\nmodel   [bold]{registered['name']}[/bold] version {registered['version']}, alias {registered['alias']}",
+        soft_wrap=True,
+    )
     console.print(f"report  {report_url}", soft_wrap=True)
-    lake = "" if config.lake == RunConfig.model_fields["lake"].get_default(call_default_factory=True) else f" --lake {shlex.quote(config.lake)}"
+    lake = (
+        ""
+        if config.lake == RunConfig.model_fields["lake"].get_default(call_default_factory=True)
+        else f" --lake {shlex.quote(config.lake)}"
+    )
     console.print(f"try     earloom listen {model} {shlex.quote(clip)}{lake}", soft_wrap=True)

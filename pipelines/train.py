@@ -38,16 +38,30 @@ def train_stages(work: Workspace) -> list[StageReport]:
     for (stage, url), old in zip(work.stages, before, strict=True):
         made = _manifest(url)
         if made is None:
-            raise RuntimeError(f"stage {stage.name!r} ended without its manifest at {url}; the log of Ray has the reason")
+            raise RuntimeError(
+                f"stage {stage.name!r} ended without its manifest at {url}; the log of Ray has the reason"
+            )
         state = "up to date" if old else "resumed" if url in started else "done"
         steps = made["steps"]
-        note = f"{made['parameters']:,} parameters, {made['samples']:,} samples" if steps else "skipped: no clip has what its tasks need"
+        note = (
+            f"{made['parameters']:,} parameters, {made['samples']:,} samples"
+            if steps
+            else "skipped: no clip has what its tasks need"
+        )
         if made["left_out"]:
             note += f", {made['left_out']} too long"
-        reports.append(StageReport(
-            stage=f"train {stage.name}", state=state, done=0 if old else steps, reused=steps if old else 0, unit="steps",
-            seconds=0.0 if old else made["seconds"], note=note, url=url,
-        ))  # fmt: skip
+        reports.append(
+            StageReport(
+                stage=f"train {stage.name}",
+                state=state,
+                done=0 if old else steps,
+                reused=steps if old else 0,
+                unit="steps",
+                seconds=0.0 if old else made["seconds"],
+                note=note,
+                url=url,
+            )
+        )
     spent = sum(report.seconds for report in reports)
     if not all(before):  # starting workers and loading weights is part of the first stage that ran
         first = before.index(None)
@@ -60,10 +74,14 @@ def _fit(work: Workspace) -> None:
     stages = work.stages  # asks for the features: a missing cache is said before workers start
     progress = storage.join(stages[-1][1], "progress")
     settings = {
-        "arch": work.config.arch, "preset": work.preset.model_dump(mode="json"), "seed": work.preset.recipe.seed + work.config.seed,
-        "inputs": work.model_inputs, "audio_root": work.audio_root, "progress": progress,
+        "arch": work.config.arch,
+        "preset": work.preset.model_dump(mode="json"),
+        "seed": work.preset.recipe.seed + work.config.seed,
+        "inputs": work.model_inputs,
+        "audio_root": work.audio_root,
+        "progress": progress,
         "stages": [(stage.model_dump(mode="json"), url) for stage, url in stages],
-    }  # fmt: skip
+    }
     over = threading.Event()
     watcher = threading.Thread(target=_watch, args=(storage.join(progress, "progress.json"), over), daemon=True)
     watcher.start()

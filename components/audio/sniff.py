@@ -129,8 +129,10 @@ def _riff_fault(data: bytes) -> str | None:
         return f"the WAV header declares {what}; write the file again with the right header"
     if code not in WAV_CODES:
         known = WAV_REFUSED.get(code)
-        return f"WAV with {known} is not read here; {CONVERT}" if known else (
-            f"the WAV header is damaged (unknown format code {code}); {AGAIN}"
+        return (
+            f"WAV with {known} is not read here; {CONVERT}"
+            if known
+            else (f"the WAV header is damaged (unknown format code {code}); {AGAIN}")
         )
     if data[:4] == b"RIFF" and _is_cut(data):
         return f"the audio breaks off: {_missing(data):,} bytes of what the WAV header declares are missing; {AGAIN}"

@@ -46,16 +46,14 @@ def _declared_groups(recordings: list[Recording]) -> dict[str, Split]:
     return {group: next(iter(names)) for group, names in splits.items() if len(names) == 1}
 
 
-def _choose(
-    counts: Counter[str], bound: dict[str, Split], declared: Counter[Split], seed: int
-) -> dict[str, Split]:
+def _choose(counts: Counter[str], bound: dict[str, Split], declared: Counter[Split], seed: int) -> dict[str, Split]:
     half = counts.total() / 2
     places = {group: _place(group, seed) for group in counts if group not in bound}
     chosen: dict[str, Split] = {group: bound[group] for group in counts if group in bound}
     for group, place in places.items():
         chosen[group] = "train" if place < DEV_FROM or counts[group] > half else "dev" if place < TEST_FROM else "test"
     ordered = sorted(places, key=lambda group: (places[group], group))
-    have = Counter(chosen.values()) + Counter({split: 1 for split in declared})
+    have = Counter(chosen.values()) + Counter(dict.fromkeys(declared, 1))
     if ordered and not have["train"]:
         _move(chosen, ordered[0], "train", have)
     if len(ordered) >= 3:

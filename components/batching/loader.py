@@ -38,22 +38,28 @@ class StageData:
         return {task: tasks.count(task) / len(tasks) for task in sorted(set(tasks))}
 
 
-def stage_data(stage: Stage, rows: Sequence[dict], model: SpeechLLM, tokenizer: PreTrainedTokenizerBase, read: ReadAudio, seed: int) -> StageData:
+def stage_data(
+    stage: Stage, rows: Sequence[dict], model: SpeechLLM, tokenizer: PreTrainedTokenizerBase, read: ReadAudio, seed: int
+) -> StageData:
     """Select, measure and order the samples of a stage. The result may hold no batch if no row has the fields."""
     samples = select(rows, stage.tasks)
     seconds_of = {row["key"]: row["seconds"] for row in rows}
     rendered = [model.render(tokenizer, list(s.messages), read(s.key)) for s in samples]
-    lengths = np.array([len(r) if stage.loss == "lm" or alignable(r) else stage.max_tokens + 1 for r in rendered], dtype=np.int64)
+    lengths = np.array(
+        [len(r) if stage.loss == "lm" or alignable(r) else stage.max_tokens + 1 for r in rendered], dtype=np.int64
+    )
     weights = np.array([stage.tasks.get(s.task, stage.tasks.get(generic_name(s.task), 0.0)) for s in samples])
     seconds = np.array([seconds_of[s.key] for s in samples])
-    difficulty = seconds if stage.curriculum.order == "duration" else np.array([float(len(s.reference)) for s in samples])
+    difficulty = (
+        seconds if stage.curriculum.order == "duration" else np.array([float(len(s.reference)) for s in samples])
+    )
     plan = plan_stage(stage, lengths, weights, difficulty, seed)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     return StageData(tuple(samples), tuple(rendered), seconds, plan, read, int(pad), stage.layout)
 
 
 def alignable(rendered: Rendered) -> bool:
-    """CTC needs a position for each label and one more between two equal ones; a sample without is left out, and counted."""
+    """Whether CTC has a position for each label and one more between equal ones; samples without are left out."""
     labels = [label for label in rendered.labels if label != IGNORED][:-1]  # the end token is the blank
     return len(labels) + sum(one == other for one, other in pairwise(labels)) <= len(rendered.audio_at)
 

@@ -29,7 +29,9 @@ class Plan:
         return len(self.batches)
 
 
-def plan_stage(stage: Stage, lengths: Indices, weights: NDArray[np.float64], difficulty: NDArray[np.float64], seed: int) -> Plan:
+def plan_stage(
+    stage: Stage, lengths: Indices, weights: NDArray[np.float64], difficulty: NDArray[np.float64], seed: int
+) -> Plan:
     """Order the samples of a stage into global batches of at most `stage.batch_tokens` tokens.
 
     lengths, weights, difficulty: `(samples,)`: tokens; how often a sample comes per epoch (1 = once); what the

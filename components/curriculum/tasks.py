@@ -19,7 +19,16 @@ INSTRUCTIONS = {
     "label": "What is the {name} in this audio?",
     "translate": "Translate the speech into {name}.",
 }
-LANGUAGES = {"ar": "Arabic", "de": "German", "en": "English", "es": "Spanish", "fr": "French", "it": "Italian", "ru": "Russian", "zh": "Chinese"}
+LANGUAGES = {
+    "ar": "Arabic",
+    "de": "German",
+    "en": "English",
+    "es": "Spanish",
+    "fr": "French",
+    "it": "Italian",
+    "ru": "Russian",
+    "zh": "Chinese",
+}
 GENERIC = ("asr", "tts", "units", "chain", "caption", "conversation", "labels", "translation")
 
 
@@ -53,7 +62,11 @@ def samples_of(row: dict[str, Any], task: str) -> list[TaskSample]:
         return [_ask(row, task, INSTRUCTIONS["label"].format(name=entry), str(value))] if usable else []
     if name == "translate" and entry:
         value = (row["translation"] or {}).get(entry)
-        return [_ask(row, task, INSTRUCTIONS["translate"].format(name=LANGUAGES.get(entry, entry)), value)] if value else []
+        return (
+            [_ask(row, task, INSTRUCTIONS["translate"].format(name=LANGUAGES.get(entry, entry)), value)]
+            if value
+            else []
+        )
     if task not in GENERIC:
         raise ValueError(f"no task {task!r}; tasks are: {', '.join(GENERIC)}, label:<name>, translate:<language>")
     return _generic(row, task)
@@ -75,13 +88,17 @@ def _generic(row: dict[str, Any], task: str) -> list[TaskSample]:
         return [_ask(row, task, INSTRUCTIONS["asr"], text)]
     if task == "tts":
         asked = [{"type": "text", "text": INSTRUCTIONS["tts"]}, {"type": "transcript", "text": text}]
-        return [TaskSample(key, task, ({"role": "user", "content": asked}, {"role": "assistant", "content": [audio]}), "")]
+        return [
+            TaskSample(key, task, ({"role": "user", "content": asked}, {"role": "assistant", "content": [audio]}), "")
+        ]
     messages = row.get("conversations")
     if not messages:
         return []
     answer = _words(messages[-1])
     chained = [{"type": "transcript", "text": text}, {"type": "text", "text": answer}]
-    return [TaskSample(key, task, ({"role": "user", "content": [audio]}, {"role": "assistant", "content": chained}), answer)]
+    return [
+        TaskSample(key, task, ({"role": "user", "content": [audio]}, {"role": "assistant", "content": chained}), answer)
+    ]
 
 
 def select(rows: Iterable[dict[str, Any]], tasks: dict[str, float]) -> list[TaskSample]:
@@ -102,7 +119,9 @@ def question(text: str | None = None, task: str = "asr") -> list[Message]:
 
 def _ask(row: dict[str, Any], task: str, instruction: str, answer: str) -> TaskSample:
     user: Message = {"role": "user", "content": [{"type": "audio"}, {"type": "text", "text": instruction}]}
-    return TaskSample(row["key"], task, (user, {"role": "assistant", "content": [{"type": "text", "text": answer}]}), answer)
+    return TaskSample(
+        row["key"], task, (user, {"role": "assistant", "content": [{"type": "text", "text": answer}]}), answer
+    )
 
 
 def _words(message: Message) -> str:

@@ -206,5 +206,5 @@ def _framed(title: str, chart: str) -> str:
 
 def _foot(data: ReportData) -> str:
     name = escape(f"{data.model}/{data.version}")
-    listen = f" Hear it: <code>earloom listen --model {name}</code>." if data.version else ""
+    listen = f" Hear it: <code>earloom listen {name} FILE.wav</code>." if data.version else ""
     return f"<footer>Written by Earloom; everything on this page is inside this file.{listen}</footer>"

@@ -37,8 +37,10 @@ class Cost:
 
     def __str__(self) -> str:
         shards = self.shards_there + self.shards_missing
-        line = (f"{self.clips:,} clips, {self.hours:.2f} h of audio: {self.frames:,} frames, {readable(self.bytes)}; "
-                f"{self.shards_there} of {shards} shards are there")
+        line = (
+            f"{self.clips:,} clips, {self.hours:.2f} h of audio: {self.frames:,} frames, {readable(self.bytes)}; "
+            f"{self.shards_there} of {shards} shards are there"
+        )
         if not self.shards_missing:
             return line + ", nothing to do"
         line += f", {self.hours_missing:.2f} h of audio to encode"
@@ -47,8 +49,13 @@ class Cost:
         return line
 
 
-def estimate(index: pa.Table | Iterable[Row], encoder: AudioEncoder, feature_root: str, units: bool = False,
-             speed: float | None = None) -> Cost:
+def estimate(
+    index: pa.Table | Iterable[Row],
+    encoder: AudioEncoder,
+    feature_root: str,
+    units: bool = False,
+    speed: float | None = None,
+) -> Cost:
     """Cost of the cache of an audio data set, without running the encoder.
 
     `index` is the table of `components.shards.index.read_index` or rows with `shard` and `samples`;
@@ -62,9 +69,12 @@ def estimate(index: pa.Table | Iterable[Row], encoder: AudioEncoder, feature_roo
     frames = sum(lengths[int(row["samples"])] for row in rows)
     frame_bytes = UNIT_BYTES if units else encoder.width * FEATURE_BYTES
     return Cost(
-        clips=len(rows), frames=frames, bytes=frames * frame_bytes + len(rows) * MEMBER_OVERHEAD,
+        clips=len(rows),
+        frames=frames,
+        bytes=frames * frame_bytes + len(rows) * MEMBER_OVERHEAD,
         hours=sum(int(row["samples"]) for row in rows) / SAMPLE_RATE / 3600,
-        shards_there=len(shards) - len(missing), shards_missing=len(missing),
+        shards_there=len(shards) - len(missing),
+        shards_missing=len(missing),
         hours_missing=sum(int(row["samples"]) for row in rows if row["shard"] in missing) / SAMPLE_RATE / 3600,
         speed=speed,
     )

@@ -45,8 +45,14 @@ class Target:
     codebook: Tensor | None = None
 
 
-def extract_shard(shard: ShardInfo, rows: Sequence[Row], audio_root: str, encoder: AudioEncoder, feature_root: str,
-                  codebook: Tensor | None = None) -> FeaturePart:
+def extract_shard(
+    shard: ShardInfo,
+    rows: Sequence[Row],
+    audio_root: str,
+    encoder: AudioEncoder,
+    feature_root: str,
+    codebook: Tensor | None = None,
+) -> FeaturePart:
     """Features (bfloat16) or, with a codebook, units (int32) of one audio shard, published beside `feature_root`.
 
     `rows` are the shard's rows of the index. Returns at once if the part is there and was made from the same audio
@@ -97,15 +103,18 @@ def encode_clips(encoder: AudioEncoder, waveforms: list[Tensor]) -> list[Tensor]
     for frames, waveform in zip(found, waveforms, strict=True):
         expected = (encoder.output_length(len(waveform)), encoder.width)
         if frames.shape != expected:
-            raise ValueError(f"encoder {encoder.spec.kind} gave features of {tuple(frames.shape)} for {len(waveform)} "
-                             f"samples where its output_length promises {expected}")
+            raise ValueError(
+                f"encoder {encoder.spec.kind} gave features of {tuple(frames.shape)} for {len(waveform)} "
+                f"samples where its output_length promises {expected}"
+            )
         if not frames.isfinite().all():
             raise ValueError(f"encoder {encoder.spec.kind} gave numbers that are not finite: check its weights")
     return found
 
 
-def _extract(shard: ShardInfo, rows: Sequence[Row], audio_root: str, targets: Sequence[Target],
-             folder: Path) -> list[FeaturePart]:
+def _extract(
+    shard: ShardInfo, rows: Sequence[Row], audio_root: str, targets: Sequence[Target], folder: Path
+) -> list[FeaturePart]:
     devices = {device_of(target.encoder).type for target in targets}
     if len(devices) > 1:
         raise ValueError(f"encoders that share one pass over the audio are on several kinds of device: {devices}")
@@ -127,16 +136,20 @@ def _checked_reader(shard: ShardInfo, audio_root: str, folder: Path) -> ShardRea
     """Reader of a local copy of the shard whose sha256 is the manifest's."""
     tar = local_copy(join(audio_root, shard.name), folder)
     if digest_file(tar) != shard.sha256:
-        raise ValueError(f"{join(audio_root, shard.name)} is damaged (its sha256 is not the manifest's): "
-                         "delete it and run the ingest stage again")
+        raise ValueError(
+            f"{join(audio_root, shard.name)} is damaged (its sha256 is not the manifest's): "
+            "delete it and run the ingest stage again"
+        )
     return ShardReader(str(tar.parent))
 
 
 def _waveform(reader: ShardReader, row: Row) -> Tensor:
     waveform = torch.from_numpy(reader.waveform(row))
     if len(waveform) != int(row["samples"]):
-        raise ValueError(f"clip {row['key']} in {row['shard']} has {len(waveform)} samples, the index says "
-                         f"{row['samples']}: index and shard are from different runs, ingest again")
+        raise ValueError(
+            f"clip {row['key']} in {row['shard']} has {len(waveform)} samples, the index says "
+            f"{row['samples']}: index and shard are from different runs, ingest again"
+        )
     return waveform
 
 
@@ -153,8 +166,9 @@ def _members(target: Target, waveforms: list[Tensor], budget: float) -> Iterator
                 yield save({"units": assign(frames, target.codebook)})
 
 
-def _publish(shard: ShardInfo, rows: Sequence[Row], target: Target, spool: BinaryIO, place: list[tuple[int, int]],
-             folder: Path) -> FeaturePart:
+def _publish(
+    shard: ShardInfo, rows: Sequence[Row], target: Target, spool: BinaryIO, place: list[tuple[int, int]], folder: Path
+) -> FeaturePart:
     """Spooled members to the tar in index order, the tar to its place, and the part's record last."""
     checks: list[int] = []
 
@@ -167,16 +181,27 @@ def _publish(shard: ShardInfo, rows: Sequence[Row], target: Target, spool: Binar
 
     tar = folder / "features.tar"
     written = write_tar(tar, members())
-    found = [FeatureRow(key=row["key"], offset=offset, size=length, crc32=check,
-                        frames=target.encoder.output_length(int(row["samples"])))
-             for row, (offset, length), check in zip(rows, written.members, checks, strict=True)]
+    found = [
+        FeatureRow(
+            key=row["key"],
+            offset=offset,
+            size=length,
+            crc32=check,
+            frames=target.encoder.output_length(int(row["samples"])),
+        )
+        for row, (offset, length), check in zip(rows, written.members, checks, strict=True)
+    ]
     part = FeaturePart(
-        shard=ShardInfo(name=shard.name, sha256=written.sha256, bytes=written.bytes, samples=len(rows),
-                        seconds=shard.seconds),
+        shard=ShardInfo(
+            name=shard.name, sha256=written.sha256, bytes=written.bytes, samples=len(rows), seconds=shard.seconds
+        ),
         audio_sha256=shard.sha256,
         kind="features" if target.codebook is None else "units",
         width=target.encoder.width if target.codebook is None else len(target.codebook),
-        frames=sum(row.frames for row in found), numerics=numerics(target.encoder), rows=tuple(found))
+        frames=sum(row.frames for row in found),
+        numerics=numerics(target.encoder),
+        rows=tuple(found),
+    )
     upload(tar, join(target.root, shard.name))
     write_bytes(part_url(target.root, shard.name), part.model_dump_json().encode())
     return part

@@ -65,10 +65,15 @@ def refuse_other_numerics(key: dict[str, Any], encoder: AudioEncoder) -> None:
     """Raise ValueError if this process would compute other bits than `key` says (a mixed cluster)."""
     here = numerics(encoder)
     if here != key["numerics"]:
-        differ = ", ".join(f"{name}: {key['numerics'].get(name)!r} there, {here[name]!r} here"
-                           for name in here if key["numerics"].get(name) != here[name])
-        raise ValueError(f"this worker would compute other features than cache {fingerprint(key)} holds ({differ}): "
-                         "run the cache stage on machines of one kind, or start it from a machine like the workers")
+        differ = ", ".join(
+            f"{name}: {key['numerics'].get(name)!r} there, {here[name]!r} here"
+            for name in here
+            if key["numerics"].get(name) != here[name]
+        )
+        raise ValueError(
+            f"this worker would compute other features than cache {fingerprint(key)} holds ({differ}): "
+            "run the cache stage on machines of one kind, or start it from a machine like the workers"
+        )
 
 
 def refuse_if_trained(stages: Iterable[Stage], encoder_groups: Iterable[str] = ("encoder",)) -> None:
@@ -80,6 +85,8 @@ def refuse_if_trained(stages: Iterable[Stage], encoder_groups: Iterable[str] = (
     for stage in stages:
         trained = sorted(groups & set(stage.train))
         if trained:
-            raise ValueError(f"stage {stage.name!r} trains {', '.join(trained)}, so it cannot use cached features: "
-                             f"run it from waveforms (without the cache), or take {', '.join(trained)} out of its "
-                             "`train` list")
+            raise ValueError(
+                f"stage {stage.name!r} trains {', '.join(trained)}, so it cannot use cached features: "
+                f"run it from waveforms (without the cache), or take {', '.join(trained)} out of its "
+                "`train` list"
+            )

@@ -52,8 +52,10 @@ class FeatureStore:
         self.manifest = manifest
         self.places = read_places(root_url)
         if content_digest(manifest, self.places) != manifest.digest:
-            raise ValueError(f"{join(root_url, INDEX)} or its manifest is damaged, they do not belong together: "
-                             f"{REMEDY.format(root=root_url)}")
+            raise ValueError(
+                f"{join(root_url, INDEX)} or its manifest is damaged, they do not belong together: "
+                f"{REMEDY.format(root=root_url)}"
+            )
 
     def __len__(self) -> int:
         return len(self.places)
@@ -99,8 +101,10 @@ class FeatureStore:
             found = list(pool.map(lambda shard: _sha256(join(self.root, shard.name)), shards))
         damaged = [shard.name for shard, sha in zip(shards, found, strict=True) if sha != shard.sha256]
         if damaged:
-            raise ValueError(f"{len(damaged)} of {len(shards)} shards in {self.root} are damaged or "
-                             f"missing ({', '.join(damaged[:5])}): {_remedy(self.root, damaged[0])}")
+            raise ValueError(
+                f"{len(damaged)} of {len(shards)} shards in {self.root} are damaged or "
+                f"missing ({', '.join(damaged[:5])}): {_remedy(self.root, damaged[0])}"
+            )
 
 
 def publish_features(feature_root: str, key: dict[str, Any], audio: AudioManifest) -> FeatureManifest:
@@ -113,16 +117,30 @@ def publish_features(feature_root: str, key: dict[str, Any], audio: AudioManifes
         found = list(pool.map(lambda shard: finished_part(shard, feature_root), audio.shards))
     missing = [shard.name for shard, part in zip(audio.shards, found, strict=True) if part is None]
     if missing:
-        raise ValueError(f"{len(missing)} of {len(found)} shards of {feature_root} are not there yet "
-                         f"({', '.join(missing[:5])}): run the cache stage again, it resumes")
+        raise ValueError(
+            f"{len(missing)} of {len(found)} shards of {feature_root} are not there yet "
+            f"({', '.join(missing[:5])}): run the cache stage again, it resumes"
+        )
     parts = [part for part in found if part is not None]
     _check_parts(feature_root, key, parts)
-    places = {row.key: Place(part.shard.name, row.offset, row.size, row.frames, row.crc32)
-              for part in parts for row in part.rows}
+    places = {
+        row.key: Place(part.shard.name, row.offset, row.size, row.frames, row.crc32)
+        for part in parts
+        for row in part.rows
+    }
     manifest = FeatureManifest(
-        kind=key["kind"], fingerprint=fingerprint(key), key=key, dataset=audio.dataset, version=audio.version,
-        audio_digest=audio.digest, digest="", shards=tuple(part.shard for part in parts), samples=len(places),
-        frames=sum(part.frames for part in parts), width=parts[0].width if parts else 0)
+        kind=key["kind"],
+        fingerprint=fingerprint(key),
+        key=key,
+        dataset=audio.dataset,
+        version=audio.version,
+        audio_digest=audio.digest,
+        digest="",
+        shards=tuple(part.shard for part in parts),
+        samples=len(places),
+        frames=sum(part.frames for part in parts),
+        width=parts[0].width if parts else 0,
+    )
     manifest = manifest.model_copy(update={"digest": content_digest(manifest, places)})
     before = published(feature_root)
     if before is not None and before.digest != manifest.digest:
@@ -191,8 +209,10 @@ def read_places(feature_root: str) -> dict[str, Place]:
 def _check_parts(feature_root: str, key: dict[str, Any], parts: list[FeaturePart]) -> None:
     for part in parts:
         if part.numerics != key["numerics"] or part.kind != key["kind"]:
-            raise ValueError(f"{join(feature_root, part.shard.name)} was made with {part.kind} on {part.numerics}, the "
-                             f"key says {key['kind']} on {key['numerics']}: {_remedy(feature_root, part.shard.name)}")
+            raise ValueError(
+                f"{join(feature_root, part.shard.name)} was made with {part.kind} on {part.numerics}, the "
+                f"key says {key['kind']} on {key['numerics']}: {_remedy(feature_root, part.shard.name)}"
+            )
     keys = [row.key for part in parts for row in part.rows]
     if len(set(keys)) != len(keys):
         raise ValueError(f"keys are not unique in {feature_root}: ingest the audio again")

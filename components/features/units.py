@@ -49,8 +49,9 @@ def fit_codebook(frames: Tensor, clusters: int, seed: int = 0, iterations: int =
     ValueError if there are fewer frames than clusters.
     """
     if not 0 < clusters <= len(frames):
-        raise ValueError(f"{clusters} clusters cannot be fitted to {len(frames)} frames: "
-                         "ask for fewer clusters or give more audio")
+        raise ValueError(
+            f"{clusters} clusters cannot be fitted to {len(frames)} frames: ask for fewer clusters or give more audio"
+        )
     points = frames.to(torch.float32, copy=True)
     mean = points.mean(0)
     points -= mean  # distances by the expanded square lose digits far from the origin
@@ -76,8 +77,15 @@ def deduplicate(units: Tensor) -> tuple[Tensor, Tensor]:
     return values, lengths
 
 
-def fit_units(store: FeatureStore, keys: Iterable[str], clusters: int, seed: int, root_url: str,
-              max_frames: int = 200_000, iterations: int = 25) -> tuple[str, str]:
+def fit_units(
+    store: FeatureStore,
+    keys: Iterable[str],
+    clusters: int,
+    seed: int,
+    root_url: str,
+    max_frames: int = 200_000,
+    iterations: int = 25,
+) -> tuple[str, str]:
     """Fit a codebook on cached features and publish it at `<root_url>/units/<digest>/` → its URL and digest.
 
     `keys` are the clips of the train split (their order does not matter). The digest names the inputs, so it is known
@@ -86,8 +94,13 @@ def fit_units(store: FeatureStore, keys: Iterable[str], clusters: int, seed: int
     names = sorted(set(keys))
     if not names:
         raise ValueError(f"no clips to fit a codebook on: is there a train split in {store.root}?")
-    inputs = dict(zip(INPUTS, (store.manifest.digest, digest(names), clusters, seed, iterations, max_frames,
-                               UNITS_VERSION), strict=True))
+    inputs = dict(
+        zip(
+            INPUTS,
+            (store.manifest.digest, digest(names), clusters, seed, iterations, max_frames, UNITS_VERSION),
+            strict=True,
+        )
+    )
     name = digest(inputs)[:16]
     url = join(root_url, "units", name)
     if exists(join(url, MANIFEST)):
@@ -96,7 +109,8 @@ def fit_units(store: FeatureStore, keys: Iterable[str], clusters: int, seed: int
     publish_bytes(join(url, CODEBOOK), save({"codebook": fit_codebook(frames, clusters, seed, iterations)}))
     data = read_bytes(join(url, CODEBOOK))  # a fit that was killed, or another one, may have published it before
     manifest = CodebookManifest.model_validate(
-        inputs | {"digest": name, "sha256": digest_bytes(data), "width": frames.shape[1], "frames": len(frames)})
+        inputs | {"digest": name, "sha256": digest_bytes(data), "width": frames.shape[1], "frames": len(frames)}
+    )
     publish_bytes(join(url, MANIFEST), manifest.model_dump_json(indent=2).encode())
     return url, name
 
@@ -128,8 +142,9 @@ def load_codebook(url: str) -> tuple[Tensor, CodebookManifest]:
         if said != manifest.digest or codebook.shape != (manifest.clusters, manifest.width):
             raise ValueError("its manifest is not the one it was published with")
     except (FileNotFoundError, ValueError) as error:
-        raise ValueError(f"{join(url, CODEBOOK)} is damaged ({error}): "
-                         f"delete the folder {url} and fit it again") from error
+        raise ValueError(
+            f"{join(url, CODEBOOK)} is damaged ({error}): delete the folder {url} and fit it again"
+        ) from error
     return codebook, manifest
 
 

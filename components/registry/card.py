@@ -145,7 +145,7 @@ def _results(scores: Scores | None, before: Scores | None) -> str:
 
 def _use(data: CardData) -> str:
     version = f"/{data.version}" if data.version else ""
-    return f"```sh\nearloom listen recording.wav --model {data.name}{version}\n```"
+    return f"```sh\nearloom listen {data.name}{version} recording.wav\n```"
 
 
 def _limits(data: CardData, audio: Sequence[AudioManifest], scores: Scores | None) -> str:

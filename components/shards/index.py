@@ -18,14 +18,34 @@ INDEX = "samples.parquet"
 REJECTS = "rejects.jsonl"
 
 JSON_COLUMNS = ("labels", "translation", "marks", "conversations")
-TEXT = ("key", "id", "shard", "text", "language", "speaker", "gender", "split", "labels", "translation", "caption",
-        "audio_digest", "original", "marks", "conversations")
-SCHEMA = pa.schema([
-    *((name, pa.string()) for name in ("key", "id", "shard")),
-    *((name, pa.int64()) for name in ("audio_offset", "audio_size", "json_offset", "json_size")),
-    ("seconds", pa.float64()), ("samples", pa.int64()), ("text", pa.string()), ("text_length", pa.int64()),
-    *((name, pa.string()) for name in TEXT[4:]),
-])
+TEXT = (
+    "key",
+    "id",
+    "shard",
+    "text",
+    "language",
+    "speaker",
+    "gender",
+    "split",
+    "labels",
+    "translation",
+    "caption",
+    "audio_digest",
+    "original",
+    "marks",
+    "conversations",
+)
+SCHEMA = pa.schema(
+    [
+        *((name, pa.string()) for name in ("key", "id", "shard")),
+        *((name, pa.int64()) for name in ("audio_offset", "audio_size", "json_offset", "json_size")),
+        ("seconds", pa.float64()),
+        ("samples", pa.int64()),
+        ("text", pa.string()),
+        ("text_length", pa.int64()),
+        *((name, pa.string()) for name in TEXT[4:]),
+    ]
+)
 
 
 class SampleRow(Strict):
@@ -59,11 +79,27 @@ class SampleRow(Strict):
 def sample_row(clip: Clip, shard: str, audio: tuple[int, int], record: tuple[int, int]) -> SampleRow:
     """The row of a clip whose audio and record lie at `(offset, size)` in a shard."""
     return SampleRow(
-        key=clip.key, id=clip.id, shard=shard, audio_offset=audio[0], audio_size=audio[1], json_offset=record[0],
-        json_size=record[1], seconds=clip.seconds, samples=clip.samples, text=clip.text,
-        text_length=len(clip.text or ""), language=clip.language, speaker=clip.speaker, gender=clip.gender,
-        split=clip.split, labels=_json(clip.labels), translation=_json(clip.translation), caption=clip.caption,
-        audio_digest=clip.audio_digest, original=clip.original, marks=_json(clip.marks),
+        key=clip.key,
+        id=clip.id,
+        shard=shard,
+        audio_offset=audio[0],
+        audio_size=audio[1],
+        json_offset=record[0],
+        json_size=record[1],
+        seconds=clip.seconds,
+        samples=clip.samples,
+        text=clip.text,
+        text_length=len(clip.text or ""),
+        language=clip.language,
+        speaker=clip.speaker,
+        gender=clip.gender,
+        split=clip.split,
+        labels=_json(clip.labels),
+        translation=_json(clip.translation),
+        caption=clip.caption,
+        audio_digest=clip.audio_digest,
+        original=clip.original,
+        marks=_json(clip.marks),
         conversations=_json(clip.conversations),
     )
 
@@ -111,14 +147,17 @@ def read_index(root_url: str, columns: Sequence[str] | None = None) -> pa.Table:
     manifest = read_manifest(root_url)
     url = join(root_url, INDEX)
     try:
-        table = pq.read_table(io.BytesIO(read_bytes(url)), columns=list(columns or SCHEMA.names),
-                              page_checksum_verification=True)
+        table = pq.read_table(
+            io.BytesIO(read_bytes(url)), columns=list(columns or SCHEMA.names), page_checksum_verification=True
+        )
     except (pa.ArrowException, OSError) as error:
         raise ValueError(f"{url} cannot be read ({error}): ingest again, it is rebuilt from the parts") from error
     lacking = [name for name in columns or SCHEMA.names if name not in table.column_names]
     if lacking or table.num_rows != manifest.samples:
-        raise ValueError(f"{url} has {table.num_rows} rows for {manifest.samples} samples, columns missing: {lacking}; "
-                         "ingest again, it is rebuilt from the parts")
+        raise ValueError(
+            f"{url} has {table.num_rows} rows for {manifest.samples} samples, columns missing: {lacking}; "
+            "ingest again, it is rebuilt from the parts"
+        )
     return table
 
 

@@ -55,12 +55,22 @@ class Sample(NamedTuple):
 
 def ingest_config(per_shard: int = PER_SHARD) -> dict[str, Any]:
     """What, besides the recordings, decides the bytes of a data set: part of its version and its manifest."""
-    return {"per_shard": per_shard, "sample_rate": SAMPLE_RATE, "schema_version": SCHEMA_VERSION,
-            "ingest_version": INGEST_VERSION}
+    return {
+        "per_shard": per_shard,
+        "sample_rate": SAMPLE_RATE,
+        "schema_version": SCHEMA_VERSION,
+        "ingest_version": INGEST_VERSION,
+    }
 
 
-def ingest_group(group_index: int, group: Sequence[Keyed], root_url: str, data_url: str,
-                 refused: Mapping[str, str] | None = None, before: Callable[[str], None] | None = None) -> GroupReport:
+def ingest_group(
+    group_index: int,
+    group: Sequence[Keyed],
+    root_url: str,
+    data_url: str,
+    refused: Mapping[str, str] | None = None,
+    before: Callable[[str], None] | None = None,
+) -> GroupReport:
     """Read, decode and write one group to `<root>/shard-000000.tar`, then its record to `<root>/parts/`.
 
     Returns at once if an earlier run finished it. A file that cannot be used becomes a reject; only a store that
@@ -75,9 +85,14 @@ def ingest_group(group_index: int, group: Sequence[Keyed], root_url: str, data_u
         part = _ingest(group_index, group, root_url, data_url, inputs, refused or {}, before)
     shard = part.shard
     return GroupReport(
-        group=group_index, shard=shard.name if shard else None, samples=len(part.rows),
-        seconds=shard.seconds if shard else 0.0, bytes=shard.bytes if shard else 0,
-        rejected=len(part.rejects), reused=reused)
+        group=group_index,
+        shard=shard.name if shard else None,
+        samples=len(part.rows),
+        seconds=shard.seconds if shard else 0.0,
+        bytes=shard.bytes if shard else 0,
+        rejected=len(part.rejects),
+        reused=reused,
+    )
 
 
 def make_sample(keyed: Keyed, data: bytes, original: str) -> Sample:
@@ -89,14 +104,26 @@ def make_sample(keyed: Keyed, data: bytes, original: str) -> Sample:
     whole = to_int16(samples)
     audio = data if not marks and _fits(data, len(whole)) else to_flac(whole)
     clip = Clip(
-        **keyed.recording.annotation.model_dump(), key=keyed.key, seconds=len(whole) / SAMPLE_RATE,
-        samples=len(whole), audio_digest=digest_bytes(whole.astype(np.dtype("<i2")).tobytes()), original=original,
-        marks=marks)
+        **keyed.recording.annotation.model_dump(),
+        key=keyed.key,
+        seconds=len(whole) / SAMPLE_RATE,
+        samples=len(whole),
+        audio_digest=digest_bytes(whole.astype(np.dtype("<i2")).tobytes()),
+        original=original,
+        marks=marks,
+    )
     return Sample(clip, audio, clip.model_dump_json().encode())
 
 
-def _ingest(group_index: int, group: Sequence[Keyed], root_url: str, data_url: str, inputs: str,
-            refused: Mapping[str, str], before: Callable[[str], None] | None) -> Part:
+def _ingest(
+    group_index: int,
+    group: Sequence[Keyed],
+    root_url: str,
+    data_url: str,
+    inputs: str,
+    refused: Mapping[str, str],
+    before: Callable[[str], None] | None,
+) -> Part:
     clips: list[Clip] = []
     rejects: list[Reject] = []
 
@@ -118,18 +145,32 @@ def _ingest(group_index: int, group: Sequence[Keyed], root_url: str, data_url: s
         tar = Path(folder, name)
         written = write_tar(tar, members())
         if not clips and rejects and all(reject.reason == FORBIDDEN for reject in rejects):
-            raise PermissionError(f"the store refuses all {len(rejects)} files of {name}, for example "
-                                  f"{shown(group[0].recording.url)}: check the credentials and run the stage again")
+            raise PermissionError(
+                f"the store refuses all {len(rejects)} files of {name}, for example "
+                f"{shown(group[0].recording.url)}: check the credentials and run the stage again"
+            )
         if clips:
             upload(tar, join(root_url, name))
-    shard = ShardInfo(name=name, sha256=written.sha256, bytes=written.bytes, samples=len(clips),
-                      seconds=sum(clip.samples for clip in clips) / SAMPLE_RATE) if clips else None
+    shard = (
+        ShardInfo(
+            name=name,
+            sha256=written.sha256,
+            bytes=written.bytes,
+            samples=len(clips),
+            seconds=sum(clip.samples for clip in clips) / SAMPLE_RATE,
+        )
+        if clips
+        else None
+    )
     places = zip(clips, written.members[::2], written.members[1::2], strict=True)
     part = Part(
-        inputs=inputs, shard=shard, rejects=tuple(rejects),
+        inputs=inputs,
+        shard=shard,
+        rejects=tuple(rejects),
         rows=tuple(sample_row(clip, name, audio, record) for clip, audio, record in places),
         sources=Counter(clip.source or "unknown" for clip in clips),
-        licences=Counter(clip.licence or "unknown" for clip in clips))
+        licences=Counter(clip.licence or "unknown" for clip in clips),
+    )
     write_bytes(part_url(root_url, group_index), part.model_dump_json().encode())
     return part
 

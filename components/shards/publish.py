@@ -38,8 +38,9 @@ def audio_root(lake: str, dataset: str, version: str) -> str:
     return join(lake, "audio", dataset, version)
 
 
-def dataset_version(recordings: Iterable[Recording], rejects: Iterable[Reject], config: dict[str, Any],
-                    data_url: str = "") -> str:
+def dataset_version(
+    recordings: Iterable[Recording], rejects: Iterable[Reject], config: dict[str, Any], data_url: str = ""
+) -> str:
     """12 hex digits that are known before any work: digest of what was found, what was set aside and the configuration.
 
     With `data_url` the place of the data does not matter.
@@ -53,8 +54,15 @@ def dataset_version(recordings: Iterable[Recording], rejects: Iterable[Reject], 
     return total.hexdigest()[:12]
 
 
-def publish(root_url: str, dataset: str, version: str, groups: Sequence[Sequence[Keyed]], rejects: Sequence[Reject],
-            config: dict[str, Any], data_url: str) -> AudioManifest:
+def publish(
+    root_url: str,
+    dataset: str,
+    version: str,
+    groups: Sequence[Sequence[Keyed]],
+    rejects: Sequence[Reject],
+    config: dict[str, Any],
+    data_url: str,
+) -> AudioManifest:
     """Collate the parts of all groups, in order, into `samples.parquet`, `rejects.jsonl` and `manifest.json`.
 
     `rejects` are those of the steps before. May be called again: the manifest that is there is returned. ValueError
@@ -65,16 +73,20 @@ def publish(root_url: str, dataset: str, version: str, groups: Sequence[Sequence
     found = [part for part in parts if part is not None]
     if len(found) < len(groups):
         missing = [shard_name(i) for i, part in enumerate(parts) if part is None]
-        raise ValueError(f"{len(missing)} of {len(groups)} shards of {root_url} are not there yet "
-                         f"({', '.join(missing[:5])}): run the ingest stage again, it resumes")
+        raise ValueError(
+            f"{len(missing)} of {len(groups)} shards of {root_url} are not there yet "
+            f"({', '.join(missing[:5])}): run the ingest stage again, it resumes"
+        )
     aside = [*rejects, *(reject for part in found for reject in part.rejects)]
     table = pa.concat_tables([SCHEMA.empty_table(), *(part.table for part in found)])
     manifest = _manifest(dataset, version, found, table, len(aside), config, data_url)
     _same(root_url, manifest)
     write_bytes(join(root_url, REJECTS), "".join(reject.model_dump_json() + "\n" for reject in aside).encode())
     if not table.num_rows:
-        raise ValueError(f"none of {len(aside)} inputs could be used, for example {_example(aside)}; "
-                         f"all reasons are in {join(root_url, REJECTS)}")
+        raise ValueError(
+            f"none of {len(aside)} inputs could be used, for example {_example(aside)}; "
+            f"all reasons are in {join(root_url, REJECTS)}"
+        )
     write_bytes(join(root_url, INDEX), table_bytes(table))
     if not publish_bytes(join(root_url, MANIFEST), (manifest.model_dump_json(indent=2) + "\n").encode()):
         return _same(root_url, manifest) or manifest
@@ -100,24 +112,43 @@ def _collated(root_url: str, group_index: int, group: Sequence[Keyed], data_url:
     if part is None:
         return None
     return Collated(
-        shard=part.shard, table=to_table(part.rows), rows=digest([row.model_dump() for row in part.rows]),
-        rejects=part.rejects, splits=Counter(row.split or "undeclared" for row in part.rows), sources=part.sources,
-        licences=part.licences)
+        shard=part.shard,
+        table=to_table(part.rows),
+        rows=digest([row.model_dump() for row in part.rows]),
+        rejects=part.rejects,
+        splits=Counter(row.split or "undeclared" for row in part.rows),
+        sources=part.sources,
+        licences=part.licences,
+    )
 
 
-def _manifest(dataset: str, version: str, parts: list[Collated], table: pa.Table, rejected: int,
-              config: dict[str, Any], data_url: str) -> AudioManifest:
+def _manifest(
+    dataset: str,
+    version: str,
+    parts: list[Collated],
+    table: pa.Table,
+    rejected: int,
+    config: dict[str, Any],
+    data_url: str,
+) -> AudioManifest:
     shards = tuple(part.shard for part in parts if part.shard is not None)
     keys = table.column("key")
     if len(keys.unique()) != len(keys):
         raise ValueError(f"keys are not unique in {dataset}: the groups are not those of one plan_groups")
     samples: list[int] = table.column("samples").to_pylist()
     return AudioManifest(
-        dataset=dataset, version=version, shards=shards, samples=table.num_rows,
+        dataset=dataset,
+        version=version,
+        shards=shards,
+        samples=table.num_rows,
         digest=digest({"shards": [shard.sha256 for shard in shards], "rows": [part.rows for part in parts]}),
-        seconds=sum(samples) / config["sample_rate"], rejected=rejected, config=config,
-        splits=_sum(part.splits for part in parts), licences=_sum(part.licences for part in parts),
-        sources=_sources(data_url, _sum(part.sources for part in parts)))
+        seconds=sum(samples) / config["sample_rate"],
+        rejected=rejected,
+        config=config,
+        splits=_sum(part.splits for part in parts),
+        licences=_sum(part.licences for part in parts),
+        sources=_sources(data_url, _sum(part.sources for part in parts)),
+    )
 
 
 def _sum(counts: Iterable[dict[str, int]]) -> dict[str, int]:
@@ -137,8 +168,10 @@ def _same(root_url: str, manifest: AudioManifest) -> AudioManifest | None:
     """The manifest that is there already; ValueError if it is of other shards."""
     before = find_manifest(root_url)
     if before is not None and before.digest != manifest.digest:
-        raise ValueError(f"{root_url} was published from other shards (digest {before.digest[:12]}, now "
-                         f"{manifest.digest[:12]}): remove that folder and run the ingest stage again")
+        raise ValueError(
+            f"{root_url} was published from other shards (digest {before.digest[:12]}, now "
+            f"{manifest.digest[:12]}): remove that folder and run the ingest stage again"
+        )
     return before
 
 

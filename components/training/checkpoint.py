@@ -24,7 +24,11 @@ def save_tensors(url: str, tensors: dict[str, Tensor]) -> None:
     """Write a safetensors file in one atomic step."""
     with tempfile.TemporaryDirectory(dir=storage.scratch(url)) as folder:
         path = Path(folder) / "tensors.safetensors"
-        save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, path, metadata={"format": "pt"})
+        save_file(
+            {name: value.detach().cpu().contiguous() for name, value in tensors.items()},
+            path,
+            metadata={"format": "pt"},
+        )
         storage.upload(path, url)
 
 
@@ -33,7 +37,9 @@ def load_tensors(url: str) -> dict[str, Tensor]:
         return load_file(storage.local_copy(url, Path(folder)))
 
 
-def save_checkpoint(url: str, step: int, model: nn.Module, trained: list[str], optimiser: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+def save_checkpoint(
+    url: str, step: int, model: nn.Module, trained: list[str], optimiser: torch.optim.Optimizer, state: dict[str, Any]
+) -> None:
     """Publish `<url>/step-<step>/`, then forget all but the newest two."""
     folder = storage.join(url, f"step-{step:07d}")
     parameters = dict(model.named_parameters())

@@ -75,8 +75,11 @@ def train_stage(loop: StageLoop, trained_before: list[str]) -> list[str]:
     trained = sorted({*trained_before, *learning})
     optimiser = torch.optim.AdamW(
         [p for p in model.parameters() if p.requires_grad],
-        lr=stage.optimiser.lr, betas=stage.optimiser.betas, weight_decay=stage.optimiser.weight_decay, fused=True,
-    )  # fmt: skip
+        lr=stage.optimiser.lr,
+        betas=stage.optimiser.betas,
+        weight_decay=stage.optimiser.weight_decay,
+        fused=True,
+    )
     first, metrics = _resume(loop, optimiser)
     wrapped = nn.parallel.DistributedDataParallel(model) if scheduler.world > 1 else model
     step_loss = _step_loss(loop, wrapped)
@@ -89,7 +92,9 @@ def train_stage(loop: StageLoop, trained_before: list[str]) -> list[str]:
         scheduler.report(measured | {"steps": len(loop.data.plan)})
         if (step + 1) % stage.checkpoint_every == 0 and scheduler.rank == 0:
             _write_metrics(loop.url, metrics)
-            save_checkpoint(storage.join(loop.url, "checkpoints"), step + 1, model, trained, optimiser, {"stage": stage.name})
+            save_checkpoint(
+                storage.join(loop.url, "checkpoints"), step + 1, model, trained, optimiser, {"stage": stage.name}
+            )
     model.eval()
     if scheduler.rank == 0:
         parameters = dict(model.named_parameters())
@@ -98,7 +103,9 @@ def train_stage(loop: StageLoop, trained_before: list[str]) -> list[str]:
     return trained
 
 
-def _step(loop: StageLoop, step: int, step_loss: Callable[[Batch], tuple[Tensor, Tensor]], optimiser: torch.optim.Optimizer) -> dict[str, Any]:
+def _step(
+    loop: StageLoop, step: int, step_loss: Callable[[Batch], tuple[Tensor, Tensor]], optimiser: torch.optim.Optimizer
+) -> dict[str, Any]:
     """One optimiser step over a global batch: the loss is a mean over all its labels, wherever they are computed."""
     stage, scheduler = loop.stage, loop.scheduler
     rate = learning_rate(stage.optimiser, step, len(loop.data.plan))
@@ -109,22 +116,37 @@ def _step(loop: StageLoop, step: int, step_loss: Callable[[Batch], tuple[Tensor,
     batch = load_batch(loop.data, step, scheduler.rank, scheduler.world).to(device)
     with autocast(device, compute_dtype(device)):
         loss, labels = step_loss(batch)
-    totals = torch.tensor([float(loss.detach()), float(labels), float(batch.tokens)], dtype=torch.float64, device=device if dist.is_initialized() and dist.get_backend() == "nccl" else None)
+    totals = torch.tensor(
+        [float(loss.detach()), float(labels), float(batch.tokens)],
+        dtype=torch.float64,
+        device=device if dist.is_initialized() and dist.get_backend() == "nccl" else None,
+    )
     if scheduler.world > 1:
         dist.all_reduce(totals)
     summed, count, tokens = totals.tolist()
     if not torch.isfinite(totals).all():
         keys = ", ".join(loop.data.samples[i].key for i in loop.data.plan.batches[step])
-        raise FloatingPointError(f"stage {stage.name!r}, step {step}: the loss is not finite; clips of the batch: {keys}")
+        raise FloatingPointError(
+            f"stage {stage.name!r}, step {step}: the loss is not finite; clips of the batch: {keys}"
+        )
     optimiser.zero_grad(set_to_none=True)
     (loss * (scheduler.world / max(1.0, count))).backward()  # DDP averages over ranks
     learning = [p for p in loop.model.parameters() if p.requires_grad]
     norm = nn.utils.clip_grad_norm_(learning, stage.optimiser.clip or float("inf"))
     optimiser.step()
     seconds = float(loop.data.seconds[loop.data.plan.batches[step]].mean())
-    return {"stage": stage.name, "step": step, "loss": summed / max(1.0, count), "lr": rate, "gradient_norm": float(norm),
-            "tokens": int(tokens), "labels": int(count), "seconds_mean": seconds, "epoch": loop.data.plan.epochs[step],
-            "tasks": loop.data.shares(step)}  # fmt: skip
+    return {
+        "stage": stage.name,
+        "step": step,
+        "loss": summed / max(1.0, count),
+        "lr": rate,
+        "gradient_norm": float(norm),
+        "tokens": int(tokens),
+        "labels": int(count),
+        "seconds_mean": seconds,
+        "epoch": loop.data.plan.epochs[step],
+        "tasks": loop.data.shares(step),
+    }
 
 
 def _step_loss(loop: StageLoop, model: nn.Module) -> Callable[[Batch], tuple[Tensor, Tensor]]:
@@ -146,4 +168,6 @@ def _resume(loop: StageLoop, optimiser: torch.optim.Optimizer) -> tuple[int, lis
 
 
 def _write_metrics(url: str, metrics: list[dict[str, Any]]) -> None:
-    storage.write_text(storage.join(url, METRICS), "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in metrics))
+    storage.write_text(
+        storage.join(url, METRICS), "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in metrics)
+    )

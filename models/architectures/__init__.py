@@ -26,7 +26,11 @@ def load(name: str) -> type[SpeechLLM]:
         hint = f"did you mean {near[0]!r}? " if near else ""
         raise ValueError(f"no architecture {name!r}; {hint}there are: {', '.join(names())}")
     module = importlib.import_module(f"{__name__}.{name}")
-    found = [v for v in vars(module).values() if isinstance(v, type) and issubclass(v, SpeechLLM) and v.__module__ == module.__name__]
+    found = [
+        v
+        for v in vars(module).values()
+        if isinstance(v, type) and issubclass(v, SpeechLLM) and v.__module__ == module.__name__
+    ]
     if len(found) != 1:
         raise TypeError(f"{module.__file__} must define exactly one SpeechLLM, it defines {len(found)}")
     architecture = found[0]

@@ -80,7 +80,11 @@ class FunASRLLM(SpeechLLM):
 def _paper() -> Preset:
     adaptor = Optimiser(lr=1e-4, warmup=1500, clip=5.0, schedule="constant")
     return Preset(
-        encoders={"speech": EncoderSpec(kind="whisper", weights="openai/whisper-large-v3", config=WHISPER_LARGE_V3, window=True)},
+        encoders={
+            "speech": EncoderSpec(
+                kind="whisper", weights="openai/whisper-large-v3", config=WHISPER_LARGE_V3, window=True
+            )
+        },
         connector={"width": 1280, "stack": 5, "hidden": 2048},
         backbone=Backbone(weights="lmsys/vicuna-7b-v1.5", tokenizer="lmsys/vicuna-7b-v1.5", config=VICUNA_7B),
         lora=LoRA(rank=16, alpha=32, dropout=0.05, targets=("q_proj", "v_proj")),
@@ -102,8 +106,21 @@ def _small() -> Preset:
         lora=LoRA(rank=16, alpha=32, targets=("q_proj", "v_proj")),
         recipe=Recipe(
             stages=[
-                Stage(name="adaptor", train=("connector",), loss="ctc", optimiser=Optimiser(lr=2e-3, warmup=0.1), epochs=8, batch_tokens=600),
-                Stage(name="lora", train=("connector", "lora"), optimiser=Optimiser(lr=1e-3, warmup=0.05), epochs=0.4, batch_tokens=300),
+                Stage(
+                    name="adaptor",
+                    train=("connector",),
+                    loss="ctc",
+                    optimiser=Optimiser(lr=2e-3, warmup=0.1),
+                    epochs=8,
+                    batch_tokens=600,
+                ),
+                Stage(
+                    name="lora",
+                    train=("connector", "lora"),
+                    optimiser=Optimiser(lr=1e-3, warmup=0.05),
+                    epochs=0.4,
+                    batch_tokens=300,
+                ),
             ],
             decoding=Decoding(max_new_tokens=64),
         ),
@@ -118,8 +135,22 @@ def _tiny() -> Preset:
         lora=LoRA(rank=4, alpha=8),
         recipe=Recipe(
             stages=[
-                Stage(name="adaptor", train=("connector",), loss="ctc", optimiser=Optimiser(lr=1e-3), max_steps=4, batch_tokens=512, curriculum=Curriculum(order="duration")),
-                Stage(name="lora", train=("connector", "lora"), optimiser=Optimiser(lr=1e-3), max_steps=4, batch_tokens=512),
+                Stage(
+                    name="adaptor",
+                    train=("connector",),
+                    loss="ctc",
+                    optimiser=Optimiser(lr=1e-3),
+                    max_steps=4,
+                    batch_tokens=512,
+                    curriculum=Curriculum(order="duration"),
+                ),
+                Stage(
+                    name="lora",
+                    train=("connector", "lora"),
+                    optimiser=Optimiser(lr=1e-3),
+                    max_steps=4,
+                    batch_tokens=512,
+                ),
             ],
             decoding=Decoding(max_new_tokens=4),
         ),

@@ -50,7 +50,9 @@ class Salmonn(SpeechLLM):
 
     config_class = SalmonnConfig
     title = "SALMONN"
-    paper = "Tang et al., SALMONN: Towards Generic Hearing Abilities for Large Language Models, ICLR 2024, arXiv 2310.13289"
+    paper = (
+        "Tang et al., SALMONN: Towards Generic Hearing Abilities for Large Language Models, ICLR 2024, arXiv 2310.13289"
+    )
     code = "bytedance/SALMONN, branch salmonn"
     deviations: ClassVar[tuple[str, ...]] = (
         "no padding in the middle of a row",
@@ -66,7 +68,13 @@ class Salmonn(SpeechLLM):
         sizes = preset.connector
         self.frame_ratio: float | None = sizes.get("frame_ratio")
         return WindowQFormer(
-            tuple(sizes["widths"]), sizes["window"], sizes["queries"], sizes["layers"], sizes["hidden"], sizes["heads"], llm_width
+            tuple(sizes["widths"]),
+            sizes["window"],
+            sizes["queries"],
+            sizes["layers"],
+            sizes["hidden"],
+            sizes["heads"],
+            llm_width,
         )
 
     def audio_tokens(self, frames: dict[str, int]) -> int:
@@ -76,10 +84,14 @@ class Salmonn(SpeechLLM):
     def connect(self, features: dict[str, Tensor], lengths: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         audio, audio_lengths = features["audio"], lengths["audio"]
         if self.frame_ratio:
-            audio, audio_lengths = self._paired_by_time(audio, audio_lengths, features["speech"].shape[1], lengths["speech"])
+            audio, audio_lengths = self._paired_by_time(
+                audio, audio_lengths, features["speech"].shape[1], lengths["speech"]
+            )
         return self.connector(features["speech"], audio, lengths["speech"], audio_lengths)  # type: ignore[no-any-return]
 
-    def _paired_by_time(self, audio: Tensor, audio_lengths: Tensor, longest: int, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    def _paired_by_time(
+        self, audio: Tensor, audio_lengths: Tensor, longest: int, lengths: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """For each speech frame the audio frame of the same moment (the last one behind a clip's end)."""
         moments = (torch.arange(longest, device=audio.device) * float(self.frame_ratio or 1.0)).long()
         at = torch.minimum(moments[None], audio_lengths[:, None] - 1)
@@ -95,7 +107,9 @@ class Salmonn(SpeechLLM):
         return rendered.text(tokenizer, f" {answer}", learn=True).tokens([tokenizer.eos_token_id], learn=True)
 
 
-def _stages(optimiser: Optimiser, *, epochs: tuple[float, float, float], batch_tokens: int, max_steps: int | None = None) -> list[Stage]:
+def _stages(
+    optimiser: Optimiser, *, epochs: tuple[float, float, float], batch_tokens: int, max_steps: int | None = None
+) -> list[Stage]:
     shared = {"train": TRAINED, "optimiser": optimiser, "batch_tokens": batch_tokens, "max_steps": max_steps}
     return [
         Stage(name="pretrain", tasks={"asr": 1.0, "caption": 1.0}, epochs=epochs[0], **shared),
@@ -108,7 +122,9 @@ def _paper() -> Preset:
     optimiser = Optimiser(lr=3e-5, weight_decay=0.05, clip=0.0, warmup=3000, final_lr=1e-5)
     return Preset(
         encoders={
-            "speech": EncoderSpec(kind="whisper", weights="openai/whisper-large-v2", config=WHISPER_LARGE_V2, window=True),
+            "speech": EncoderSpec(
+                kind="whisper", weights="openai/whisper-large-v2", config=WHISPER_LARGE_V2, window=True
+            ),
             "audio": EncoderSpec(kind="beats", weights="BEATs_iter3_plus_AS2M_finetuned_on_AS2M_cpt2"),
         },
         connector={"widths": [1280, 768], "window": 17, "queries": 1, "layers": 2, "hidden": 768, "heads": 12},
@@ -128,11 +144,21 @@ def _small() -> Preset:
             "speech": EncoderSpec(kind="moonshine", weights="earloom/moonshine-tiny-en"),
             "audio": EncoderSpec(kind="whisper", weights="earloom/whisper-tiny-smart-turn"),
         },
-        connector={"widths": [288, 384], "window": 14, "queries": 1, "layers": 2, "hidden": 288, "heads": 8, "frame_ratio": 50 / 41.5},
+        connector={
+            "widths": [288, 384],
+            "window": 14,
+            "queries": 1,
+            "layers": 2,
+            "hidden": 288,
+            "heads": 8,
+            "frame_ratio": 50 / 41.5,
+        },
         backbone=Backbone(weights="earloom/smollm2-135m-instruct", tokenizer="earloom/smollm2-135m-instruct"),
         lora=LoRA(rank=8, alpha=32, targets=("q_proj", "v_proj")),
         recipe=Recipe(
-            stages=_stages(Optimiser(lr=1e-3, weight_decay=0.05, warmup=0.05, final_lr=1e-5), epochs=(2, 1, 1), batch_tokens=300),
+            stages=_stages(
+                Optimiser(lr=1e-3, weight_decay=0.05, warmup=0.05, final_lr=1e-5), epochs=(2, 1, 1), batch_tokens=300
+            ),
             decoding=Decoding(max_new_tokens=64),
         ),
     )
@@ -144,7 +170,15 @@ def _tiny() -> Preset:
             "speech": EncoderSpec(kind="moonshine", config=MOONSHINE_TINY_RANDOM),
             "audio": EncoderSpec(kind="whisper", config=WHISPER_TINY_RANDOM, seed=1),
         },
-        connector={"widths": [32, 24], "window": 14, "queries": 1, "layers": 2, "hidden": 32, "heads": 4, "frame_ratio": 50 / 41.5},
+        connector={
+            "widths": [32, 24],
+            "window": 14,
+            "queries": 1,
+            "layers": 2,
+            "hidden": 32,
+            "heads": 4,
+            "frame_ratio": 50 / 41.5,
+        },
         backbone=Backbone(config=TINY_LLAMA),
         lora=LoRA(rank=4, alpha=16),
         recipe=Recipe(

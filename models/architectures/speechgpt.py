@@ -9,15 +9,15 @@ Parts (`paper`). mHuBERT base, layer 11, k-means with 1000 clusters, 50 Hz, neig
 `<eos>` to 33,006 ordinary tokens: 6,746,656,768 parameters. `<eoa>` and `[ta]` stay plain text.
 
 Recipe: 1 modality adaptation: next-unit prediction on speech alone, all parameters; 2 cross-modal instruction tuning:
-recognition and synthesis pairs, all parameters; 3 chain of modality: transcript, then text answer, LoRA r 8, alpha 16 on
-q_proj and v_proj. Cross entropy; only the constant prefix is masked, so user turn and answer both carry loss.
+recognition and synthesis pairs, all parameters; 3 chain of modality: transcript, then text answer, LoRA r 8, alpha 16
+on q_proj and v_proj. Cross entropy; only the constant prefix is masked, so user turn and answer both carry loss.
 
-Sequences: stage 2 "[Human]: {instruction} This is input: {units or text}<eoh> [SpeechGPT]: {target}<eoa> "; stage 3
-"[Human]: {units}<eoh>. [SpeechGPT]: {transcript}; [ta] {answer}<eoa>. ".
+Sequences: stage 2 "[Human]: {instruction} This is input: {units or text}<eoh> [SpeechGPT]: {target}<eoa> "; stage
+3 "[Human]: {units}<eoh>. [SpeechGPT]: {transcript}; [ta] {answer}<eoa>. ".
 
-Deviations: the constant prefix is one short sentence of ours. All new tokens are there from stage 1. Recognition is asked in the
-words it was trained with. Answers are text (the paper's speech-to-text form): no data set at hand has spoken ones, and
-the unit vocoder is not part of this file. A stage-1 row is one clip, not a block of 1024.
+Deviations: the constant prefix is one short sentence of ours. All new tokens are there from stage 1. Recognition is
+asked in the words it was trained with. Answers are text (the paper's speech-to-text form): no
+data set at hand has spoken ones, and the unit vocoder is not part of this file. A stage-1 row is one clip, not a block.
 `small` clusters Moonshine frames, averaged in pairs to 21 Hz, into 256 units.
 """
 
@@ -123,9 +123,33 @@ def _paper() -> Preset:
         units=1000,
         recipe=Recipe(
             stages=[
-                Stage(name="adapt", train=("llm",), tasks={"units": 1.0}, optimiser=Optimiser(lr=5e-5, schedule="linear"), epochs=3, batch_tokens=768 * 1024, max_tokens=1024),
-                Stage(name="cross", train=("llm",), tasks={"asr": 1.0, "tts": 1.0}, optimiser=tuning, epochs=3, batch_tokens=1536 * 512, max_tokens=512),
-                Stage(name="chain", train=("lora",), tasks={"chain": 1.0}, optimiser=tuning, epochs=300, batch_tokens=384 * 1024, max_tokens=1024),
+                Stage(
+                    name="adapt",
+                    train=("llm",),
+                    tasks={"units": 1.0},
+                    optimiser=Optimiser(lr=5e-5, schedule="linear"),
+                    epochs=3,
+                    batch_tokens=768 * 1024,
+                    max_tokens=1024,
+                ),
+                Stage(
+                    name="cross",
+                    train=("llm",),
+                    tasks={"asr": 1.0, "tts": 1.0},
+                    optimiser=tuning,
+                    epochs=3,
+                    batch_tokens=1536 * 512,
+                    max_tokens=512,
+                ),
+                Stage(
+                    name="chain",
+                    train=("lora",),
+                    tasks={"chain": 1.0},
+                    optimiser=tuning,
+                    epochs=300,
+                    batch_tokens=384 * 1024,
+                    max_tokens=1024,
+                ),
             ],
             decoding=Decoding(max_new_tokens=2048, sample=True, temperature=0.7, top_p=0.8, top_k=50),
         ),
@@ -140,9 +164,29 @@ def _small() -> Preset:
         units=256,
         recipe=Recipe(
             stages=[
-                Stage(name="adapt", train=("llm",), tasks={"units": 1.0}, optimiser=Optimiser(lr=5e-4, warmup=0.1), batch_tokens=600),
-                Stage(name="cross", train=("llm",), tasks={"asr": 1.0, "tts": 0.1}, optimiser=Optimiser(lr=3e-4, warmup=0.03), epochs=2, batch_tokens=600),
-                Stage(name="chain", train=("lora",), tasks={"chain": 1.0}, optimiser=Optimiser(lr=3e-4, warmup=0.03), max_steps=20, batch_tokens=600),
+                Stage(
+                    name="adapt",
+                    train=("llm",),
+                    tasks={"units": 1.0},
+                    optimiser=Optimiser(lr=5e-4, warmup=0.1),
+                    batch_tokens=600,
+                ),
+                Stage(
+                    name="cross",
+                    train=("llm",),
+                    tasks={"asr": 1.0, "tts": 0.1},
+                    optimiser=Optimiser(lr=3e-4, warmup=0.03),
+                    epochs=2,
+                    batch_tokens=600,
+                ),
+                Stage(
+                    name="chain",
+                    train=("lora",),
+                    tasks={"chain": 1.0},
+                    optimiser=Optimiser(lr=3e-4, warmup=0.03),
+                    max_steps=20,
+                    batch_tokens=600,
+                ),
             ],
             decoding=Decoding(max_new_tokens=64),
         ),
@@ -158,9 +202,20 @@ def _tiny() -> Preset:
         units=16,
         recipe=Recipe(
             stages=[
-                Stage(name="adapt", train=("llm",), tasks={"units": 1.0}, optimiser=step, max_steps=3, batch_tokens=512),
-                Stage(name="cross", train=("llm",), tasks={"asr": 1.0, "tts": 1.0}, optimiser=step, max_steps=3, batch_tokens=512),
-                Stage(name="chain", train=("lora",), tasks={"chain": 1.0}, optimiser=step, max_steps=3, batch_tokens=512),
+                Stage(
+                    name="adapt", train=("llm",), tasks={"units": 1.0}, optimiser=step, max_steps=3, batch_tokens=512
+                ),
+                Stage(
+                    name="cross",
+                    train=("llm",),
+                    tasks={"asr": 1.0, "tts": 1.0},
+                    optimiser=step,
+                    max_steps=3,
+                    batch_tokens=512,
+                ),
+                Stage(
+                    name="chain", train=("lora",), tasks={"chain": 1.0}, optimiser=step, max_steps=3, batch_tokens=512
+                ),
             ],
             decoding=Decoding(max_new_tokens=4),
         ),

@@ -15,7 +15,9 @@ class WindowQFormer(nn.Module):
     cross-attention in every layer and starts from random weights; transformers' BLIP-2 module has no text branch.
     """
 
-    def __init__(self, widths: tuple[int, int], window: int, queries: int, layers: int, hidden: int, heads: int, out: int) -> None:
+    def __init__(
+        self, widths: tuple[int, int], window: int, queries: int, layers: int, hidden: int, heads: int, out: int
+    ) -> None:
         super().__init__()
         self.window = window
         self.ln_speech = nn.LayerNorm(widths[0])
@@ -36,7 +38,9 @@ class WindowQFormer(nn.Module):
     def tokens(self, speech_frames: int, audio_frames: int) -> int:
         return max(1, max(speech_frames, audio_frames) // self.window) * self.query_tokens.shape[1]
 
-    def forward(self, speech: Tensor, audio: Tensor, speech_lengths: Tensor, audio_lengths: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, speech: Tensor, audio: Tensor, speech_lengths: Tensor, audio_lengths: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """`(clips, frames, width)` and `(clips,)` of both streams → `(clips, tokens, out)`, `(clips,)`."""
         lengths = torch.maximum(speech_lengths, audio_lengths)
         counts = (lengths // self.window).clamp(min=1)

@@ -23,10 +23,16 @@ class EncoderSpec(BaseModel):
 
     kind: str = Field(description="a name in models.encoders.ENCODERS: moonshine, whisper, beats, ...")
     weights: str | None = None
-    config: dict[str, Any] = Field(default_factory=dict, description="sizes of the transformers config (random weights) or overrides")
-    layer: int | None = Field(None, description="hidden layer kept, 1 = after the first block; None = the last, normalised")
+    config: dict[str, Any] = Field(
+        default_factory=dict, description="sizes of the transformers config (random weights) or overrides"
+    )
+    layer: int | None = Field(
+        None, description="hidden layer kept, 1 = after the first block; None = the last, normalised"
+    )
     pool: int = Field(1, ge=1, description="mean over this many neighbouring frames (the remainder is kept)")
-    window: bool = Field(False, description="pad to the encoder's full window and keep all of its frames (Whisper as published)")
+    window: bool = Field(
+        False, description="pad to the encoder's full window and keep all of its frames (Whisper as published)"
+    )
     seed: int = 0
 
 
@@ -64,7 +70,11 @@ class AudioEncoder(nn.Module):
 
     def describe(self) -> dict[str, Any]:
         """What the features depend on besides the audio: goes into the fingerprint of a feature cache."""
-        return {"encoder": self.spec.model_dump(mode="json"), "weights": weights_digest(self), "preprocessing": self.preprocessing()}
+        return {
+            "encoder": self.spec.model_dump(mode="json"),
+            "weights": weights_digest(self),
+            "preprocessing": self.preprocessing(),
+        }
 
     def preprocessing(self) -> dict[str, Any]:
         """Front end in words and numbers (mel bins, window, hop, normalisation)."""
@@ -75,7 +85,9 @@ def pool(frames: Tensor, size: int) -> Tensor:
     """Mean over `size` neighbouring frames, `(frames, width)` → `(ceil(frames / size), width)`."""
     if size == 1:
         return frames
-    pooled = torch.nn.functional.avg_pool1d(frames.T[None], size, ceil_mode=True)  # the last window averages what is there
+    pooled = torch.nn.functional.avg_pool1d(
+        frames.T[None], size, ceil_mode=True
+    )  # the last window averages what is there
     return pooled[0].T
 
 
@@ -84,5 +96,9 @@ def weights_digest(module: nn.Module) -> str:
     total = hashlib.sha256()
     for name, value in sorted(module.state_dict().items()):
         total.update(f"{name}:{tuple(value.shape)}:{value.dtype};".encode())
-        total.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes() if value.ndim else repr(value.item()).encode())
+        total.update(
+            value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
+            if value.ndim
+            else repr(value.item()).encode()
+        )
     return total.hexdigest()

@@ -10,9 +10,7 @@ from transformers import HubertConfig, HubertModel
 
 from models.encoders.base import SAMPLE_RATE, AudioEncoder, EncoderSpec
 from models.encoders.loading import check_layer
-from models.pretrained import resolve
-from models.pretrained import seeded
-
+from models.pretrained import resolve, seeded
 
 UNMASKED = {"mask_time_prob": 0.0, "mask_feature_prob": 0.0}  # SpecAugment is for training the encoder
 
@@ -48,7 +46,9 @@ class HubertEncoder(AudioEncoder):
     def shortest(self) -> int:
         """Samples that give one frame; shorter clips are zero-padded to it."""
         samples = 1
-        for kernel, stride in zip(reversed(self.model.config.conv_kernel), reversed(self.model.config.conv_stride), strict=True):
+        for kernel, stride in zip(
+            reversed(self.model.config.conv_kernel), reversed(self.model.config.conv_stride), strict=True
+        ):
             samples = (samples - 1) * stride + kernel
         return samples
 

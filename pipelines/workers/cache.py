@@ -15,7 +15,9 @@ from models.encoders import build_encoder
 from models.preset import Preset
 
 
-def extractor(preset: dict[str, Any], audio_root: str, roots: dict[str, str], codebook_url: str | None, threads: int) -> Callable[[Any], Any]:
+def extractor(
+    preset: dict[str, Any], audio_root: str, roots: dict[str, str], codebook_url: str | None, threads: int
+) -> Callable[[Any], Any]:
     """Work of a cache actor: all missing features of one audio shard, decoded once."""
     torch.set_num_threads(threads)
     codebook = load_codebook(codebook_url)[0] if codebook_url else None

@@ -29,7 +29,16 @@ def answer_clips(settings: dict[str, Any]) -> list[dict[str, Any]]:
     load_weights(settings["weights"], model)
     after = answer_all(model, tokenizer, prompts, audios, seconds, decoding)
     return [
-        {"key": sample.key, "task": sample.task, "split": row["split"], "language": row["language"], "speaker": row["speaker"],
-         "reference": sample.reference, "hypothesis": now, "before": then, "seconds": row["seconds"]}
+        {
+            "key": sample.key,
+            "task": sample.task,
+            "split": row["split"],
+            "language": row["language"],
+            "speaker": row["speaker"],
+            "reference": sample.reference,
+            "hypothesis": now,
+            "before": then,
+            "seconds": row["seconds"],
+        }
         for (row, sample), now, then in zip(samples, after, before, strict=True)
-    ]  # fmt: skip
+    ]

@@ -14,6 +14,8 @@ def ingester(root: str, data: str) -> Callable[[tuple[int, list[Any]]], Any]:
     return lambda item: ingest_group(item[0], item[1], root, data)
 
 
-def careful_ingester(root: str, data: str, trying: str, refused: dict[str, str]) -> Callable[[tuple[int, list[Any]]], Any]:
+def careful_ingester(
+    root: str, data: str, trying: str, refused: dict[str, str]
+) -> Callable[[tuple[int, list[Any]]], Any]:
     """As `ingester`, but every file is noted at `trying` before it is decoded, and `refused` ones are set aside."""
     return lambda item: ingest_group(item[0], item[1], root, data, refused, lambda key: storage.write_text(trying, key))

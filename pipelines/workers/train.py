@@ -54,22 +54,34 @@ def training_loop(settings: dict[str, Any]) -> None:
         data = stage_data(stage, rows, model, tokenizer, read, settings["seed"] + number)
         began = time.monotonic()
         if len(data.plan):
-            trained = train_stage(StageLoop(stage, data, model, tokenizer, url, settings["seed"] + number, scheduler), trained)
+            trained = train_stage(
+                StageLoop(stage, data, model, tokenizer, url, settings["seed"] + number, scheduler), trained
+            )
         elif trained and scheduler.rank == 0:  # nothing to learn from: the stage hands on what it was given
             _hand_on(settings["stages"][number - 1][1], url)
         if scheduler.rank == 0:
             learning = {name: p.numel() for name, p in model.named_parameters() if name in set(trained)}
-            storage.write_json(manifest, {
-                "stage": declared, "steps": len(data.plan), "samples": len(data.samples), "left_out": len(data.plan.left_out),
-                "parameters": sum(learning.values()), "seconds": time.monotonic() - began, "world": scheduler.world,
-            })  # fmt: skip
+            storage.write_json(
+                manifest,
+                {
+                    "stage": declared,
+                    "steps": len(data.plan),
+                    "samples": len(data.samples),
+                    "left_out": len(data.plan.left_out),
+                    "parameters": sum(learning.values()),
+                    "seconds": time.monotonic() - began,
+                    "world": scheduler.world,
+                },
+            )
             storage.remove_tree(storage.join(url, "checkpoints"))
         if scheduler.world > 1:
             dist.barrier()
 
 
 def _hand_on(before: str, url: str) -> None:
-    storage.write_bytes(storage.join(url, "weights.safetensors"), storage.read_bytes(storage.join(before, "weights.safetensors")))
+    storage.write_bytes(
+        storage.join(url, "weights.safetensors"), storage.read_bytes(storage.join(before, "weights.safetensors"))
+    )
 
 
 def read_metrics(url: str) -> list[dict[str, Any]]:

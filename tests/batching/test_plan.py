@@ -19,7 +19,9 @@ def planned(stage: Stage, lengths: list[int], weights: list[float] | None = None
 
 
 @given(LENGTHS, st.integers(20, 400), st.integers(1, 3), st.integers(0, 5), st.sampled_from(["bucketed", "packed"]))
-def test_each_epoch_uses_every_fitting_sample_once(lengths: list[int], budget: int, epochs: int, seed: int, layout: str) -> None:
+def test_each_epoch_uses_every_fitting_sample_once(
+    lengths: list[int], budget: int, epochs: int, seed: int, layout: str
+) -> None:
     stage = Stage(name="s", train=("lora",), epochs=epochs, batch_tokens=budget, max_tokens=250, layout=layout)  # type: ignore[arg-type]
     plan = planned(stage, lengths, seed=seed)
     fits = sorted(i for i, n in enumerate(lengths) if n <= min(250, budget))
@@ -63,7 +65,9 @@ def test_weights_below_one_rotate_and_above_one_repeat() -> None:
 def test_curriculum_brings_short_samples_first_and_reverse_last() -> None:
     lengths = np.random.default_rng(0).integers(5, 200, 300).tolist()
     for reverse, sign in ((False, 1), (True, -1)):
-        stage = Stage(name="s", train=("lora",), batch_tokens=400, curriculum=Curriculum(order="duration", reverse=reverse))
+        stage = Stage(
+            name="s", train=("lora",), batch_tokens=400, curriculum=Curriculum(order="duration", reverse=reverse)
+        )
         order = [lengths[i] * sign for batch in planned(stage, lengths).batches for i in batch]
         assert order == sorted(order)
 

@@ -17,10 +17,22 @@ from models.pretrained import load_tokenizer
 from models.rendering import Audio, Rendered
 
 ROWS = [
-    {"key": f"clip{i}", "text": text, "seconds": seconds, "labels": {"room": room}, "translation": {"de": "das licht"}, "caption": f"a voice in the {room}",
-     "conversations": [{"role": "user", "content": [{"type": "audio"}, {"type": "text", "text": "Answer."}]}, {"role": "assistant", "content": f"okay, the {room}"}]}
-    for i, (text, seconds, room) in enumerate([("turn on the light", 1.0, "kitchen"), ("stop", 0.6, "hall"), ("what is the weather today", 1.7, "garden")])
-]  # fmt: skip
+    {
+        "key": f"clip{i}",
+        "text": text,
+        "seconds": seconds,
+        "labels": {"room": room},
+        "translation": {"de": "das licht"},
+        "caption": f"a voice in the {room}",
+        "conversations": [
+            {"role": "user", "content": [{"type": "audio"}, {"type": "text", "text": "Answer."}]},
+            {"role": "assistant", "content": f"okay, the {room}"},
+        ],
+    }
+    for i, (text, seconds, room) in enumerate(
+        [("turn on the light", 1.0, "kitchen"), ("stop", 0.6, "hall"), ("what is the weather today", 1.7, "garden")]
+    )
+]
 
 
 @dataclass

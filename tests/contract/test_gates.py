@@ -30,7 +30,9 @@ def loss_and_gradient(subject: Subject, batches: list[Batch], train: tuple[str, 
     total = sum(subject.model(batch)[0] for batch in batches)
     total.backward()
     learning = [p for p in subject.model.parameters() if p.requires_grad]
-    return float(total.detach()), torch.cat([p.grad.flatten() if p.grad is not None else torch.zeros_like(p).flatten() for p in learning])
+    return float(total.detach()), torch.cat(
+        [p.grad.flatten() if p.grad is not None else torch.zeros_like(p).flatten() for p in learning]
+    )
 
 
 def test_placeholders_match_what_the_connector_makes(subject: Subject) -> None:
@@ -46,7 +48,9 @@ def test_placeholders_match_what_the_connector_makes(subject: Subject) -> None:
 def test_encoder_lengths_are_known_without_running(subject: Subject) -> None:
     for role, audio in ((r, a) for a in subject.audios.values() for r in a.features):
         encoder = subject.model.encoder(role)
-        sample = next(w for key, w in zip(subject.audios, subject.waveforms, strict=True) if subject.audios[key] is audio)
+        sample = next(
+            w for key, w in zip(subject.audios, subject.waveforms, strict=True) if subject.audios[key] is audio
+        )
         assert len(audio.features[role]) == encoder.output_length(len(sample))
 
 
@@ -62,7 +66,7 @@ def test_prompt_is_a_prefix_of_the_training_sequence(subject: Subject) -> None:
 
 
 def test_no_loss_on_prompt_audio_or_padding(subject: Subject) -> None:
-    """Except where the paper trains on it (SpeechGPT masks its constant prefix only), which `loss_on_prompt` declares."""
+    """Except where the paper trains on it (SpeechGPT masks its prefix only), which `loss_on_prompt` declares."""
     pairs = subject.rendered({"asr": 1.0})
     for (rendered, _), sample in zip(pairs, subject.samples({"asr": 1.0}), strict=True):
         prompt = len(subject.model.render(subject.tokenizer, sample.prompt(), subject.audios[sample.key]))
@@ -72,7 +76,9 @@ def test_no_loss_on_prompt_audio_or_padding(subject: Subject) -> None:
     for layout in ("right", "left"):
         batch = batch_of(subject, pairs, layout)
         assert bool((batch.labels[batch.segments == 0] == IGNORED).all())
-        assert batch.label_tokens == sum(sum(label != IGNORED for label in rendered.labels[1:]) for rendered, _ in pairs)
+        assert batch.label_tokens == sum(
+            sum(label != IGNORED for label in rendered.labels[1:]) for rendered, _ in pairs
+        )
 
 
 def test_alone_padded_left_right_and_packed_agree(subject: Subject) -> None:
@@ -143,14 +149,16 @@ def test_a_folder_that_does_not_fit_is_refused(subject: Subject, tmp_path: Path)
     state = load_file(tmp_path / "model.safetensors")
     state.pop(next(name for name in state if "lora_A" in name))
     save_file(state, tmp_path / "model.safetensors")
-    with pytest.raises(RuntimeError, match="missing .*lora_A"):
+    with pytest.raises(RuntimeError, match=r"missing .*lora_A"):
         subject.architecture.from_pretrained(tmp_path)
 
 
 def test_one_batch_can_be_overfitted(subject: Subject, tmp_path: Path) -> None:
     """Sixty steps on one clip bring the loss of the answer to less than a third."""
     groups = tuple(g for g in ("connector", "lora", "llm") if subject.model.parameter_groups()[g])
-    stage = Stage(name="overfit", train=groups, optimiser=Optimiser(lr=1e-2, schedule="constant"), epochs=60, batch_tokens=512)
+    stage = Stage(
+        name="overfit", train=groups, optimiser=Optimiser(lr=1e-2, schedule="constant"), epochs=60, batch_tokens=512
+    )
     data = stage_data(stage, ROWS[:1], subject.model, subject.tokenizer, subject.audios.__getitem__, seed=0)
     loop = StageLoop(stage, data, subject.model, subject.tokenizer, str(tmp_path), 0, Alone())
     train_stage(loop, [])
@@ -180,7 +188,10 @@ def test_answers_do_not_depend_on_the_batch(subject: Subject) -> None:
     audios, seconds = list(subject.audios.values()), [row["seconds"] for row in ROWS]
     decoding = subject.preset.recipe.decoding.model_copy(update={"sample": False, "beams": 1, "max_new_tokens": 6})
     together = answer_all(subject.model, subject.tokenizer, prompts, audios, seconds, decoding)
-    alone = [answer_all(subject.model, subject.tokenizer, [p], [a], [s], decoding)[0] for p, a, s in zip(prompts, audios, seconds, strict=True)]
+    alone = [
+        answer_all(subject.model, subject.tokenizer, [p], [a], [s], decoding)[0]
+        for p, a, s in zip(prompts, audios, seconds, strict=True)
+    ]
     assert together == alone
 
 
@@ -188,7 +199,9 @@ def test_all_presets_are_complete(subject: Subject) -> None:
     for name in ("paper", "small", "tiny"):
         preset = subject.architecture.preset(name)  # type: ignore[arg-type]
         assert preset.recipe.stages
-        assert [s.name for s in preset.recipe.stages] == [s.name for s in subject.preset.recipe.stages], "the recipe keeps the paper's order"
+        assert [s.name for s in preset.recipe.stages] == [s.name for s in subject.preset.recipe.stages], (
+            "the recipe keeps the paper's order"
+        )
         assert type(preset).model_validate(preset.model_dump(mode="json")) == preset
 
 

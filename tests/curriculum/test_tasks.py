@@ -6,13 +6,22 @@ import pytest
 
 from components.curriculum.tasks import generic_name, question, samples_of, select
 
-ROW = {"key": "k", "text": "zero", "labels": {"digit": 0, "accent": "US", "slots": {"a": 1}, "flag": True}, "translation": {"de": "null", "fr": "zéro"},
-       "caption": None, "conversations": None}  # fmt: skip
+ROW = {
+    "key": "k",
+    "text": "zero",
+    "labels": {"digit": 0, "accent": "US", "slots": {"a": 1}, "flag": True},
+    "translation": {"de": "null", "fr": "zéro"},
+    "caption": None,
+    "conversations": None,
+}
 
 
 def test_labels_and_translations_expand_to_one_sample_each() -> None:
     assert [(s.task, s.reference) for s in samples_of(ROW, "labels")] == [("label:accent", "US"), ("label:digit", "0")]
-    assert [(s.task, s.reference) for s in samples_of(ROW, "translation")] == [("translate:de", "null"), ("translate:fr", "zéro")]
+    assert [(s.task, s.reference) for s in samples_of(ROW, "translation")] == [
+        ("translate:de", "null"),
+        ("translate:fr", "zéro"),
+    ]
 
 
 def test_a_record_without_the_field_gives_nothing() -> None:
@@ -35,5 +44,11 @@ def test_unknown_task_is_named() -> None:
 
 def test_select_keeps_the_order_of_rows() -> None:
     rows = [ROW | {"key": "a"}, ROW | {"key": "b", "text": None}, ROW | {"key": "c"}]
-    assert [(s.key, s.task) for s in select(rows, {"asr": 1.0, "label:digit": 1.0})] == [("a", "asr"), ("a", "label:digit"), ("b", "label:digit"), ("c", "asr"), ("c", "label:digit")]
+    assert [(s.key, s.task) for s in select(rows, {"asr": 1.0, "label:digit": 1.0})] == [
+        ("a", "asr"),
+        ("a", "label:digit"),
+        ("b", "label:digit"),
+        ("c", "asr"),
+        ("c", "label:digit"),
+    ]
     assert generic_name("label:digit") == "labels"

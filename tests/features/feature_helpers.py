@@ -56,19 +56,43 @@ def make_audio(root: Path, lengths: list[list[float]], seed: int = 0) -> tuple[A
         name = f"shard-{number:06d}.tar"
         waves = [(0.2 * random.standard_normal(int(s * 16_000))).astype(np.float32) for s in seconds]
         keys = [f"{number:06d}-{i:03d}" for i in range(len(waves))]
-        members = [member for key, wave in zip(keys, waves, strict=True)
-                   for member in ((f"{key}.flac", to_flac(wave)), (f"{key}.json", b"{}"))]
+        members = [
+            member
+            for key, wave in zip(keys, waves, strict=True)
+            for member in ((f"{key}.flac", to_flac(wave)), (f"{key}.json", b"{}"))
+        ]
         tar = write_tar(root / name, members)
         for i, (key, wave) in enumerate(zip(keys, waves, strict=True)):
             (audio_offset, audio_size), (json_offset, json_size) = tar.members[2 * i : 2 * i + 2]
-            index.append({"key": key, "id": key, "shard": name, "samples": len(wave), "seconds": len(wave) / 16_000,
-                          "audio_offset": audio_offset, "audio_size": audio_size, "json_offset": json_offset,
-                          "json_size": json_size})
-        shards.append(ShardInfo(name=name, sha256=tar.sha256, bytes=tar.bytes, samples=len(waves),
-                                seconds=sum(seconds)))
+            index.append(
+                {
+                    "key": key,
+                    "id": key,
+                    "shard": name,
+                    "samples": len(wave),
+                    "seconds": len(wave) / 16_000,
+                    "audio_offset": audio_offset,
+                    "audio_size": audio_size,
+                    "json_offset": json_offset,
+                    "json_size": json_size,
+                }
+            )
+        shards.append(
+            ShardInfo(name=name, sha256=tar.sha256, bytes=tar.bytes, samples=len(waves), seconds=sum(seconds))
+        )
     manifest = AudioManifest(
-        dataset="noise", version="0", digest=digest([shard.sha256 for shard in shards]), shards=tuple(shards),
-        samples=len(index), seconds=sum(map(sum, lengths)), rejected=0, splits={}, config={}, sources=(), licences={})
+        dataset="noise",
+        version="0",
+        digest=digest([shard.sha256 for shard in shards]),
+        shards=tuple(shards),
+        samples=len(index),
+        seconds=sum(map(sum, lengths)),
+        rejected=0,
+        splits={},
+        config={},
+        sources=(),
+        licences={},
+    )
     return manifest, index
 
 
@@ -76,8 +100,9 @@ def rows_of(index: list[dict[str, Any]], shard: ShardInfo) -> list[dict[str, Any
     return [row for row in index if row["shard"] == shard.name]
 
 
-def make_cache(lake: Path | str, encoder: AudioEncoder, audio: AudioManifest, index: list[dict[str, Any]],
-               audio_root: Path | str) -> FeatureStore:
+def make_cache(
+    lake: Path | str, encoder: AudioEncoder, audio: AudioManifest, index: list[dict[str, Any]], audio_root: Path | str
+) -> FeatureStore:
     """The whole cache stage in a loop."""
     key = feature_key(encoder)
     root = feature_root(str(lake), key, audio.dataset, audio.version)

@@ -18,8 +18,10 @@ def test_the_estimate_is_what_extraction_then_makes(tmp_path: Path) -> None:
     before = estimate(pa.Table.from_pylist(index), encoder, root)
     assert (before.clips, before.frames, before.shards_there, before.shards_missing) == (5, 750, 0, 2)
     assert before.hours == before.hours_missing == pytest.approx(15 / 3600)
-    parts = [extract_shard(shard, rows_of(index, shard), str(tmp_path / "audio"), encoder, root)
-             for shard in audio.shards[:1]]
+    parts = [
+        extract_shard(shard, rows_of(index, shard), str(tmp_path / "audio"), encoder, root)
+        for shard in audio.shards[:1]
+    ]
     half = estimate(index, encoder, root)
     assert (half.shards_there, half.shards_missing) == (1, 1)
     assert half.hours_missing == pytest.approx(9 / 3600)
@@ -33,8 +35,10 @@ def test_the_estimate_is_what_extraction_then_makes(tmp_path: Path) -> None:
 def test_one_line_that_a_person_reads(tmp_path: Path) -> None:
     _, index = make_audio(tmp_path / "audio", LENGTHS)
     cost = estimate(index, SmallEncoder(), str(tmp_path / "features"), speed=30.0)
-    assert str(cost) == ("5 clips, 0.00 h of audio: 750 frames, 16.3 kB; 0 of 2 shards are there, "
-                         "0.00 h of audio to encode (about 0.0 min at 30 x real time)")
+    assert str(cost) == (
+        "5 clips, 0.00 h of audio: 750 frames, 16.3 kB; 0 of 2 shards are there, "
+        "0.00 h of audio to encode (about 0.0 min at 30 x real time)"
+    )
     assert "\n" not in str(cost)
 
 
@@ -47,4 +51,8 @@ def test_units_cost_four_bytes_a_frame(tmp_path: Path) -> None:
 def test_speed_and_sizes() -> None:
     assert measure_speed(SmallEncoder()) > 1
     assert [readable(size) for size in (900, 2_500_000, 1_500_000_000, 4e12)] == [
-        "0.9 kB", "2.50 MB", "1.50 GB", "4.00 TB"]
+        "0.9 kB",
+        "2.50 MB",
+        "1.50 GB",
+        "4.00 TB",
+    ]

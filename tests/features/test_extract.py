@@ -102,7 +102,8 @@ def test_a_finished_part_is_reused_until_its_audio_or_tar_changes(tmp_path: Path
 
 @pytest.mark.parametrize("point", ["encode_clips", "write_tar", "upload", "write_bytes"])
 def test_a_kill_at_any_point_and_a_second_run_give_the_same_bytes(
-        point: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    point: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     audio, index = make_audio(tmp_path / "audio", [[2.0, 30.0, 1.0, 14.0, 20.0]])
     shard, source, encoder = audio.shards[0], str(tmp_path / "audio"), SmallEncoder()
     undisturbed = extract_shard(shard, index, source, encoder, str(tmp_path / "whole"))
@@ -182,8 +183,10 @@ def test_an_encoder_that_breaks_its_promise_is_refused(tmp_path: Path) -> None:
 
 def test_rows_in_any_grouping_of_shards_keep_the_index_order(tmp_path: Path) -> None:
     audio, index = make_audio(tmp_path / "audio", LENGTHS)
-    parts = [extract_shard(shard, rows_of(index, shard), str(tmp_path / "audio"), SmallEncoder(), str(tmp_path / "f"))
-             for shard in reversed(audio.shards)]
+    parts = [
+        extract_shard(shard, rows_of(index, shard), str(tmp_path / "audio"), SmallEncoder(), str(tmp_path / "f"))
+        for shard in reversed(audio.shards)
+    ]
     assert [row.key for part in reversed(parts) for row in part.rows] == [row["key"] for row in index]
     assert all(row.offset % 512 == 0 for part in parts for row in part.rows)
 

@@ -35,8 +35,10 @@ def test_a_killed_process_leaves_nothing_that_is_read(point: str, tmp_path: Path
     child = subprocess.run([sys.executable, "-c", CHILD, str(tmp_path), point], env=environment, cwd=ROOT, check=False)
     assert child.returncode == -signal.SIGKILL
     audio, index = make_audio(tmp_path / "audio", [[2.0, 30.0, 1.0]])
-    parts = [extract_shard(audio.shards[0], index, str(tmp_path / "audio"), SmallEncoder(), str(tmp_path / name))
-             for name in ("features", "whole")]
+    parts = [
+        extract_shard(audio.shards[0], index, str(tmp_path / "audio"), SmallEncoder(), str(tmp_path / name))
+        for name in ("features", "whole")
+    ]
     assert parts[0] == parts[1]
     assert not parts[0].reused
     assert digest_file(tmp_path / "features/shard-000000.tar") == digest_file(tmp_path / "whole/shard-000000.tar")

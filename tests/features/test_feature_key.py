@@ -14,8 +14,9 @@ from models.recipe import Stage
 
 scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()
 names = st.text("abcdefgh", max_size=3)
-keys = st.dictionaries(names, scalars | st.lists(scalars, max_size=3) | st.dictionaries(names, scalars, max_size=3),
-                       min_size=1, max_size=5)
+keys = st.dictionaries(
+    names, scalars | st.lists(scalars, max_size=3) | st.dictionaries(names, scalars, max_size=3), min_size=1, max_size=5
+)
 
 
 def reordered(value: Any, order: Any) -> Any:
@@ -57,14 +58,29 @@ def test_every_field_of_a_real_key_counts() -> None:
     found = {fingerprint(changed(key, path)) for path in paths(key)}
     assert len(found) == len(paths(key)) and fingerprint(key) not in found
     named = {".".join(path) for path in paths(key)}
-    assert named >= {"encoder.kind", "encoder.layer", "encoder.pool", "encoder.window", "weights", "dtype", "codebook",
-                     "numerics.device", "numerics.torch", "numerics.capability", "feature_version"}
+    assert named >= {
+        "encoder.kind",
+        "encoder.layer",
+        "encoder.pool",
+        "encoder.window",
+        "weights",
+        "dtype",
+        "codebook",
+        "numerics.device",
+        "numerics.torch",
+        "numerics.capability",
+        "feature_version",
+    }
 
 
 def test_other_weights_pooling_or_codebook_miss_and_the_same_weights_by_another_name_hit() -> None:
     base = fingerprint(feature_key(SmallEncoder()))
-    others = [feature_key(SmallEncoder(seed=1)), feature_key(SmallEncoder(pool=2)), feature_key(SmallEncoder(width=4)),
-              feature_key(SmallEncoder(), codebook_digest="abc")]
+    others = [
+        feature_key(SmallEncoder(seed=1)),
+        feature_key(SmallEncoder(pool=2)),
+        feature_key(SmallEncoder(width=4)),
+        feature_key(SmallEncoder(), codebook_digest="abc"),
+    ]
     assert len({base, *map(fingerprint, others)}) == 5
     assert fingerprint(feature_key(SmallEncoder(weights="/some/folder"))) == base
 

@@ -25,11 +25,23 @@ from models.encoders.base import AudioEncoder, EncoderSpec
 from models.encoders.moonshine import MoonshineEncoder
 from models.encoders.whisper import WhisperEncoder
 
-MOONSHINE = {"hidden_size": 32, "intermediate_size": 64, "encoder_num_hidden_layers": 2, "decoder_num_hidden_layers": 1,
-             "encoder_num_attention_heads": 2, "decoder_num_attention_heads": 2, "encoder_num_key_value_heads": 2,
-             "decoder_num_key_value_heads": 2}
-WHISPER = {"d_model": 32, "encoder_layers": 2, "encoder_attention_heads": 2, "encoder_ffn_dim": 64,
-           "max_source_positions": 200}
+MOONSHINE = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "encoder_num_hidden_layers": 2,
+    "decoder_num_hidden_layers": 1,
+    "encoder_num_attention_heads": 2,
+    "decoder_num_attention_heads": 2,
+    "encoder_num_key_value_heads": 2,
+    "decoder_num_key_value_heads": 2,
+}
+WHISPER = {
+    "d_model": 32,
+    "encoder_layers": 2,
+    "encoder_attention_heads": 2,
+    "encoder_ffn_dim": 64,
+    "max_source_positions": 200,
+}
 LENGTHS = [[0.05, 1.7, 0.4, 1.69, 3.3, 0.41, 2.2, 1.68]]
 
 
@@ -41,8 +53,11 @@ def whisper(pool: int = 1, window: bool = False) -> AudioEncoder:
     return WhisperEncoder(EncoderSpec(kind="whisper", config=WHISPER, pool=pool, window=window))
 
 
-@pytest.mark.parametrize("encoder", [moonshine(), moonshine(pool=4), whisper(), whisper(pool=2), whisper(window=True)],
-                         ids=["moonshine", "moonshine-4", "whisper", "whisper-2", "whisper-window"])
+@pytest.mark.parametrize(
+    "encoder",
+    [moonshine(), moonshine(pool=4), whisper(), whisper(pool=2), whisper(window=True)],
+    ids=["moonshine", "moonshine-4", "whisper", "whisper-2", "whisper-window"],
+)
 def test_cached_is_live(encoder: AudioEncoder, tmp_path: Path) -> None:
     audio, index = make_audio(tmp_path / "audio", LENGTHS)
     store = make_cache(tmp_path / "lake", encoder, audio, index, tmp_path / "audio")
@@ -61,8 +76,7 @@ def test_two_encoders_from_one_pass_are_the_bytes_of_two_passes(tmp_path: Path) 
     encoders = [moonshine(), whisper()]
     targets = [Target(encoder, str(tmp_path / "joint" / encoder.spec.kind)) for encoder in encoders]
     extract_all(audio.shards[0], index, str(tmp_path / "audio"), targets)
-    assert len({store.manifest.fingerprint for store in (
-        published_store(target, audio) for target in targets)}) == 2
+    assert len({store.manifest.fingerprint for store in (published_store(target, audio) for target in targets)}) == 2
     for encoder, target in zip(encoders, targets, strict=True):
         alone = make_cache(tmp_path / "lake", encoder, audio, index, tmp_path / "audio")
         for name in ("shard-000000.tar", "features.parquet", "manifest.json"):
@@ -78,8 +92,10 @@ def test_from_recordings_through_ingest_to_features(tmp_path: Path) -> None:
     make_audio(tmp_path / "noise", LENGTHS)
     with tarfile.open(tmp_path / "noise/shard-000000.tar") as tar:
         tar.extractall(tmp_path / "source", filter="data")
-    recordings = [Recording(url=str(path), digest=digest_file(path), annotation=Annotation(id=path.stem))
-                  for path in sorted((tmp_path / "source").glob("*.flac"))]
+    recordings = [
+        Recording(url=str(path), digest=digest_file(path), annotation=Annotation(id=path.stem))
+        for path in sorted((tmp_path / "source").glob("*.flac"))
+    ]
     source, root = str(tmp_path / "source"), str(tmp_path / "audio")
     groups = plan_groups(recordings, per_shard=5)
     for number, group in enumerate(groups):
@@ -101,10 +117,12 @@ def test_the_number_of_threads_does_not_change_the_bytes(tmp_path: Path) -> None
     try:
         for count in (1, 2):
             torch.set_num_threads(count)
-            targets = [Target(encoder, str(tmp_path / f"{count}" / encoder.spec.kind))
-                       for encoder in (moonshine(), whisper())]
-            found.append([part.shard.sha256 for part in extract_all(
-                audio.shards[0], index, str(tmp_path / "audio"), targets)])
+            targets = [
+                Target(encoder, str(tmp_path / f"{count}" / encoder.spec.kind)) for encoder in (moonshine(), whisper())
+            ]
+            found.append(
+                [part.shard.sha256 for part in extract_all(audio.shards[0], index, str(tmp_path / "audio"), targets)]
+            )
     finally:
         torch.set_num_threads(threads)
     assert found[0] == found[1]

@@ -98,8 +98,10 @@ def test_codebook_is_published_once_and_read_back(tmp_path: Path, monkeypatch: p
     with monkeypatch.context() as patch:
         patch.setattr(units_module, "fit_codebook", None)  # nothing is computed the second time
         assert fit_units(store, reversed(keys), clusters=6, seed=0, root_url=str(tmp_path / "lake")) == (url, name)
-    others = {fit_units(store, *arguments, root_url=str(tmp_path / "lake"))[1]
-              for arguments in [(keys, 5, 0), (keys, 6, 1), (keys[:3], 6, 0)]}
+    others = {
+        fit_units(store, *arguments, root_url=str(tmp_path / "lake"))[1]
+        for arguments in [(keys, 5, 0), (keys, 6, 1), (keys[:3], 6, 0)]
+    }
     assert len(others | {name}) == 4
     with pytest.raises(ValueError, match="train split"):
         fit_units(store, [], clusters=6, seed=0, root_url=str(tmp_path / "lake"))

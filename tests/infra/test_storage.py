@@ -21,14 +21,24 @@ from infra import disk, storage, stores
 
 @pytest.fixture(params=["path", "file", "memory"])
 def root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    return {"path": str(tmp_path), "file": f"file://{tmp_path}", "memory": f"memory://{uuid.uuid4().hex}"}[request.param]
+    return {"path": str(tmp_path), "file": f"file://{tmp_path}", "memory": f"memory://{uuid.uuid4().hex}"}[
+        request.param
+    ]
 
 
-@pytest.mark.parametrize(("url", "joined"), [
-    ("lake", "lake/a/b c.wav"), ("lake/", "lake/a/b c.wav"), ("/", "/a/b c.wav"), (".", "./a/b c.wav"),
-    ("", "a/b c.wav"), ("file:///", "file:///a/b c.wav"), ("memory://", "memory://a/b c.wav"),
-    ("s3://bucket/", "s3://bucket/a/b c.wav"),
-])
+@pytest.mark.parametrize(
+    ("url", "joined"),
+    [
+        ("lake", "lake/a/b c.wav"),
+        ("lake/", "lake/a/b c.wav"),
+        ("/", "/a/b c.wav"),
+        (".", "./a/b c.wav"),
+        ("", "a/b c.wav"),
+        ("file:///", "file:///a/b c.wav"),
+        ("memory://", "memory://a/b c.wav"),
+        ("s3://bucket/", "s3://bucket/a/b c.wav"),
+    ],
+)
 def test_join_puts_names_below_a_root(url: str, joined: str) -> None:
     assert storage.join(url, "a", "./b c.wav") == joined
     assert storage.join(url, "a/b c.wav") == joined
@@ -136,8 +146,10 @@ def test_pipes_and_devices_are_not_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize("links", [True, False])
 def test_one_of_many_that_race_to_create_a_file_wins(root: str, links: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if not links:
+
         def refuse(*_: Any) -> None:
             raise OSError(errno.EPERM, "no hard links here")
+
         monkeypatch.setattr(os, "link", refuse)
     for attempt in range(5):
         url = storage.join(root, f"manifest-{attempt}.json")

@@ -37,7 +37,9 @@ def prefect_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     home = tmp_path_factory.mktemp("prefect")
     environment = os.environ | {"PREFECT_HOME": str(home), "PREFECT_SERVER_API_PORT": str(port)}
     with open(home / "server.log", "w") as log:
-        server = subprocess.Popen([sys.executable, "-m", "prefect", "server", "start"], env=environment, stdout=log, stderr=log)
+        server = subprocess.Popen(
+            [sys.executable, "-m", "prefect", "server", "start"], env=environment, stdout=log, stderr=log
+        )
     url = f"http://127.0.0.1:{port}/api"
     try:
         for _ in range(360):
@@ -68,6 +70,11 @@ def earloom(*words: str, lake: Path, server: str | None = None, **extra: str) ->
     if server:
         environment["PREFECT_API_URL"] = server
     return subprocess.Popen(
-        [sys.executable, "-m", "pipelines.cli", *words], env=environment, cwd=lake.parent, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
-    )  # fmt: skip
+        [sys.executable, "-m", "pipelines.cli", *words],
+        env=environment,
+        cwd=lake.parent,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )

@@ -27,7 +27,9 @@ def config(arch: str, data: Path, lake: Path, **more: Any) -> RunConfig:
 
 
 def hashes(folder: Path, pattern: str) -> dict[str, str]:
-    return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(folder.glob(pattern))}
+    return {
+        str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(folder.glob(pattern))
+    }
 
 
 @pytest.fixture(scope="module")
@@ -54,18 +56,36 @@ def test_chain_ends_registered_reloads_and_answers(arch: str, corpus: Path, lake
     assert set(made) >= STAGES
     assert all(report.state in ("done", "up to date") for report in result.reports)
     recipe = Workspace(settings).preset.recipe
-    assert [r.stage for r in result.reports if r.stage.startswith("train")] == [f"train {stage.name}" for stage in recipe.stages]
+    assert [r.stage for r in result.reports if r.stage.startswith("train")] == [
+        f"train {stage.name}" for stage in recipe.stages
+    ]
     assert all(r.done > 0 for r in result.reports if r.stage.startswith("train") and r.stage != "train activate")
 
     found = find(f"{arch}-{corpus.name}@candidate", Workspace(settings).tracking_uri)
     folder = Path(found.url)
     assert found.version == "1"
-    assert {"config.json", "model.safetensors", "tokenizer.json", "recipe.yaml", "lineage.json", "metrics.json", "README.md"} <= {p.name for p in folder.iterdir()}
+    assert {
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "recipe.yaml",
+        "lineage.json",
+        "metrics.json",
+        "README.md",
+    } <= {p.name for p in folder.iterdir()}
     assert AutoConfig.from_pretrained(folder).architecture == arch
     assert isinstance(AutoModel.from_pretrained(folder), SpeechLLM)
-    assert len(AutoTokenizer.from_pretrained(folder)) == load_file(folder / "model.safetensors")["llm.model.embed_tokens.weight"].shape[0]
+    assert (
+        len(AutoTokenizer.from_pretrained(folder))
+        == load_file(folder / "model.safetensors")["llm.model.embed_tokens.weight"].shape[0]
+    )
     lineage = json.loads((folder / "lineage.json").read_text())
-    assert lineage["data"][0]["digest"] == json.loads((lake / "audio" / corpus.name / Workspace(settings).version / "manifest.json").read_text())["digest"]
+    assert (
+        lineage["data"][0]["digest"]
+        == json.loads((lake / "audio" / corpus.name / Workspace(settings).version / "manifest.json").read_text())[
+            "digest"
+        ]
+    )
 
     clip = next((corpus / "audio").iterdir())
     assert isinstance(listen(f"{arch}-{corpus.name}", str(clip), None, Workspace(settings).tracking_uri), str)
@@ -107,13 +127,27 @@ def killed_when(process: Any, ready: Any) -> None:
     process.wait(30)
 
 
-def test_killed_in_every_stage_the_same_command_ends_with_the_same_bytes(corpus: Path, tmp_path: Path, prefect_url: str) -> None:
+def test_killed_in_every_stage_the_same_command_ends_with_the_same_bytes(
+    corpus: Path, tmp_path: Path, prefect_url: str
+) -> None:
     lake, clean = tmp_path / "lake", tmp_path / "clean"
-    words = ("run", "--arch", "funasr_llm", "--data", str(corpus), "preset=tiny", "per_shard=4", "recipe.stages.lora.max_steps=400",
-             "recipe.stages.lora.epochs=100", "recipe.stages.lora.checkpoint_every=5")  # fmt: skip
+    words = (
+        "run",
+        "--arch",
+        "funasr_llm",
+        "--data",
+        str(corpus),
+        "preset=tiny",
+        "per_shard=4",
+        "recipe.stages.lora.max_steps=400",
+        "recipe.stages.lora.epochs=100",
+        "recipe.stages.lora.checkpoint_every=5",
+    )
     points = {
         "ingest": lambda: any(lake.glob("audio/*/*/parts/*.json")) and not any(lake.glob("audio/*/*/manifest.json")),
-        "cache": lambda: any(lake.glob("features/*/*/*/parts/*.json")) and not any(lake.glob("features/*/*/*/manifest.json")),
+        "cache": lambda: (
+            any(lake.glob("features/*/*/*/parts/*.json")) and not any(lake.glob("features/*/*/*/manifest.json"))
+        ),
         "train": lambda: any(lake.glob("runs/*/stages/2-*/checkpoints/*/state.json")),
         "evaluate": lambda: any(lake.glob("runs/*/stages/2-*/manifest.json")),
         "register": lambda: any(lake.glob("runs/*/*/evaluation/scores.json")),
@@ -127,7 +161,12 @@ def test_killed_in_every_stage_the_same_command_ends_with_the_same_bytes(corpus:
     assert last.returncode == 0, output
     straight = earloom(*words, lake=clean, server=prefect_url)
     assert straight.wait(600) == 0
-    for pattern, count in (("audio/*/*/shard-*.tar", 10), ("audio/*/*/samples.parquet", 1), ("features/*/*/*/shard-*.tar", 10), ("runs/*/stages/*/weights.safetensors", 2)):
+    for pattern, count in (
+        ("audio/*/*/shard-*.tar", 10),
+        ("audio/*/*/samples.parquet", 1),
+        ("features/*/*/*/shard-*.tar", 10),
+        ("runs/*/stages/*/weights.safetensors", 2),
+    ):
         assert hashes(lake, pattern) == hashes(clean, pattern)
         assert len(hashes(lake, pattern)) == count
     assert "resumed" in output or "up to date" in output
@@ -143,9 +182,14 @@ def test_bad_files_are_set_aside_or_marked_and_the_run_ends(corpus: Path, tmp_pa
     soundfile.write(bad / "short.wav", np.zeros(10), 16_000)
     soundfile.write(bad / "silent.wav", np.zeros(32_000), 16_000)
     soundfile.write(bad / "phase.wav", np.outer(np.sin(np.arange(16_000) / 9), [0.5, -0.5]), 16_000)
-    lines = [json.dumps({"audio": name, "text": "nothing"}) for name in ("empty.wav", "page.flac", "short.wav", "silent.wav", "phase.wav", "missing.wav")]
+    lines = [
+        json.dumps({"audio": name, "text": "nothing"})
+        for name in ("empty.wav", "page.flac", "short.wav", "silent.wav", "phase.wav", "missing.wav")
+    ]
     (bad / "manifest.jsonl").write_text("\n".join([*lines, "{broken"]) + "\n")
-    process = earloom("ingest", "--arch", "funasr_llm", "--data", str(data), "preset=tiny", lake=tmp_path / "lake", server=prefect_url)
+    process = earloom(
+        "ingest", "--arch", "funasr_llm", "--data", str(data), "preset=tiny", lake=tmp_path / "lake", server=prefect_url
+    )
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
     root = next((tmp_path / "lake" / "audio").glob("*/*/manifest.json")).parent
@@ -160,7 +204,9 @@ def test_shared_bad_files_never_stop_a_run(shared_data: Path, tmp_path: Path, pr
     data = tmp_path / "data"
     shutil.copytree(shared_data / "bad", data / "bad")
     shutil.copytree(shared_data / "ljspeech_mini", data / "ljspeech_mini")
-    process = earloom("ingest", "--arch", "funasr_llm", "--data", str(data), "preset=tiny", lake=tmp_path / "lake", server=prefect_url)
+    process = earloom(
+        "ingest", "--arch", "funasr_llm", "--data", str(data), "preset=tiny", lake=tmp_path / "lake", server=prefect_url
+    )
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
     root = next((tmp_path / "lake" / "audio").glob("*/*/manifest.json")).parent
@@ -171,20 +217,35 @@ def test_shared_bad_files_never_stop_a_run(shared_data: Path, tmp_path: Path, pr
 
 def test_without_a_server_the_same_command_is_up_to_date(corpus: Path, lake: Path, tmp_path: Path) -> None:
     """The ephemeral API: no server to start first, no traceback at the end."""
-    process = earloom("run", "--arch", "funasr_llm", "--data", str(corpus), "preset=tiny", "per_shard=8", lake=lake, PREFECT_HOME=str(tmp_path / "home"))
+    process = earloom(
+        "run",
+        "--arch",
+        "funasr_llm",
+        "--data",
+        str(corpus),
+        "preset=tiny",
+        "per_shard=8",
+        lake=lake,
+        PREFECT_HOME=str(tmp_path / "home"),
+    )
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
     assert "all up to date" in output
     assert "Traceback" not in output
 
 
-@pytest.mark.parametrize(("words", "said"), [
-    (("run", "--arch", "funasr", "--data", "."), "did you mean 'funasr_llm'"),
-    (("run", "--arch", "funasr_llm", "--data", "nowhere"), "nowhere"),
-    (("run", "--arch", "funasr_llm", "--data", ".", "wrokers=2"), "did you mean 'workers'"),
-    (("listen", "nobody", "x.wav"), "no model named 'nobody'"),
-])  # fmt: skip
-def test_wrong_words_are_one_line_with_a_remedy(words: tuple[str, ...], said: str, tmp_path: Path, prefect_url: str) -> None:
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("run", "--arch", "funasr", "--data", "."), "did you mean 'funasr_llm'"),
+        (("run", "--arch", "funasr_llm", "--data", "nowhere"), "nowhere"),
+        (("run", "--arch", "funasr_llm", "--data", ".", "wrokers=2"), "did you mean 'workers'"),
+        (("listen", "nobody", "x.wav"), "no model named 'nobody'"),
+    ],
+)
+def test_wrong_words_are_one_line_with_a_remedy(
+    words: tuple[str, ...], said: str, tmp_path: Path, prefect_url: str
+) -> None:
     process = earloom(*words, lake=tmp_path / "lake", server=prefect_url)
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 1

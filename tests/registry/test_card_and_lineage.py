@@ -53,7 +53,7 @@ def test_the_card_has_front_matter_licences_results_and_use() -> None:
     assert "| asr | test | 1 | WER | 50.0 % | – | 100.0 % |" in body
     assert "CC-BY-4.0 (60)" in body
     assert "LibriSpeech \\| \\<b\\>mini" in body
-    assert "earloom listen recording.wav --model slam-asr/3" in body
+    assert "earloom listen slam-asr/3 recording.wav" in body
     assert "0.13 hours" in body
     assert "no better than always answering" in body
     assert "Moonshine instead of HuBERT" in body

@@ -39,18 +39,30 @@ def make_data(root: str, count: int = 7) -> list[Recording]:
     recordings = []
     for i in range(count):
         suffix, rate, form = kinds[i % 4]
-        recordings.append(put(root, f"spk.{i % 2}/clip {i}.{suffix}", tone(0.2 + 0.05 * i, 150 + 40 * i, rate, form),
-                              text=f"näht {i}", speaker=f"s{i % 2}", language="de", licence="CC0-1.0",
-                              source="synthetic", labels={"digit": i}, translation={"en": f"sews {i}"},
-                              split=("train", "dev")[i % 2]))
+        recordings.append(
+            put(
+                root,
+                f"spk.{i % 2}/clip {i}.{suffix}",
+                tone(0.2 + 0.05 * i, 150 + 40 * i, rate, form),
+                text=f"näht {i}",
+                speaker=f"s{i % 2}",
+                language="de",
+                licence="CC0-1.0",
+                source="synthetic",
+                labels={"digit": i},
+                translation={"en": f"sews {i}"},
+                split=("train", "dev")[i % 2],
+            )
+        )
     recordings.insert(2, put(root, "broken.wav", b"this is no audio"))
     missing = put(root, "missing.wav", tone(0.2, 100))
     storage.remove_tree(missing.url)
     return [*recordings[:5], missing, *recordings[5:]]
 
 
-def run_ingest(root: str, recordings: Sequence[Recording], data: str, per_shard: int = 3,
-               only: Sequence[int] | None = None) -> list[GroupReport]:
+def run_ingest(
+    root: str, recordings: Sequence[Recording], data: str, per_shard: int = 3, only: Sequence[int] | None = None
+) -> list[GroupReport]:
     """Every group, or those of `only`, in this process."""
     groups = plan(recordings, data, per_shard)[0]
     numbers = range(len(groups)) if only is None else only

@@ -16,8 +16,10 @@ SAFE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*")
 
 
 def recordings(ids: list[str]) -> list[Recording]:
-    return [Recording(url=f"/data/{number}.wav", digest="0", annotation=Annotation(id=identity))
-            for number, identity in enumerate(ids)]
+    return [
+        Recording(url=f"/data/{number}.wav", digest="0", annotation=Annotation(id=identity))
+        for number, identity in enumerate(ids)
+    ]
 
 
 def short(text: str) -> str:
@@ -56,15 +58,17 @@ def test_a_key_that_nobody_shares_does_not_depend_on_the_others(ids: list[str]) 
         assert (key == plain) == (other == plain)
 
 
-@pytest.mark.parametrize(("ids", "keys"), [
-    (["1688-142285-0000", "a/b.c d"], ["1688-142285-0000", "a_b_c_d"]),
-    (["a/b", "a.b", "c"], [f"a_b_{short('a/b')}", f"a_b_{short('a.b')}", "c"]),
-    (["Yes", "yes"], [f"Yes_{short('Yes')}", f"yes_{short('yes')}"]),
-    (["", "-rf", "ünï"], ["_", "_rf", "_n_"]),
-    (["x" * 90, "x" * 91], ["x" * 71 + "_" + short("x" * 90), "x" * 71 + "_" + short("x" * 91)]),
-    (["a/b", "a.b", f"a_b_{short('a/b')}"],
-     [f"a_b_{short('a/b1')}", f"a_b_{short('a.b')}", f"a_b_{short('a/b')}"]),
-])
+@pytest.mark.parametrize(
+    ("ids", "keys"),
+    [
+        (["1688-142285-0000", "a/b.c d"], ["1688-142285-0000", "a_b_c_d"]),
+        (["a/b", "a.b", "c"], [f"a_b_{short('a/b')}", f"a_b_{short('a.b')}", "c"]),
+        (["Yes", "yes"], [f"Yes_{short('Yes')}", f"yes_{short('yes')}"]),
+        (["", "-rf", "ünï"], ["_", "_rf", "_n_"]),
+        (["x" * 90, "x" * 91], ["x" * 71 + "_" + short("x" * 90), "x" * 71 + "_" + short("x" * 91)]),
+        (["a/b", "a.b", f"a_b_{short('a/b')}"], [f"a_b_{short('a/b1')}", f"a_b_{short('a.b')}", f"a_b_{short('a/b')}"]),
+    ],
+)
 def test_keys(ids: list[str], keys: list[str]) -> None:
     assert assign_keys(recordings(ids)) == keys
 
@@ -83,11 +87,19 @@ def test_a_shard_without_room_is_refused() -> None:
         plan_groups(recordings(["a"]), 0)
 
 
-@pytest.mark.parametrize(("url", "data", "name"), [
-    ("/data/a/b.wav", "/data", "a/b.wav"), ("/data/a/b.wav", "/data/", "a/b.wav"),
-    ("/data/a/b.wav", "/data/manifest.jsonl", "a/b.wav"), ("s3://bucket/d/b.wav", "s3://bucket/d", "b.wav"),
-    ("./a/b.wav", ".", "a/b.wav"), ("data/b.wav", "data", "b.wav"), ("./b.wav", "manifest.jsonl", "b.wav"),
-    ("/elsewhere/b.wav", "/data", "b.wav"), ("s3://key:secret@b/x/y.wav", "/data", "y.wav"),
-])
+@pytest.mark.parametrize(
+    ("url", "data", "name"),
+    [
+        ("/data/a/b.wav", "/data", "a/b.wav"),
+        ("/data/a/b.wav", "/data/", "a/b.wav"),
+        ("/data/a/b.wav", "/data/manifest.jsonl", "a/b.wav"),
+        ("s3://bucket/d/b.wav", "s3://bucket/d", "b.wav"),
+        ("./a/b.wav", ".", "a/b.wav"),
+        ("data/b.wav", "data", "b.wav"),
+        ("./b.wav", "manifest.jsonl", "b.wav"),
+        ("/elsewhere/b.wav", "/data", "b.wav"),
+        ("s3://key:secret@b/x/y.wav", "/data", "y.wav"),
+    ],
+)
 def test_original_names_are_relative_to_the_data(url: str, data: str, name: str) -> None:
     assert original_name(url, data) == name

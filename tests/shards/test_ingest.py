@@ -75,10 +75,18 @@ def test_tars_are_plain_and_without_a_trace_of_the_machine(whole: tuple[str, Aud
     with tarfile.open(f"{root}/{manifest.shards[0].name}") as tar:
         members = tar.getmembers()
     assert [member.name for member in members] == [
-        f"spk_{i % 2}_clip_{i}.{suffix}" for i in (0, 1) for suffix in ("flac", "json")]
+        f"spk_{i % 2}_clip_{i}.{suffix}" for i in (0, 1) for suffix in ("flac", "json")
+    ]
     for member in members:
         assert (member.type, member.mtime, member.uid, member.gid, member.uname, member.gname, member.mode) == (
-            tarfile.REGTYPE, 0, 0, 0, "", "", 0o644)
+            tarfile.REGTYPE,
+            0,
+            0,
+            0,
+            "",
+            "",
+            0o644,
+        )
         assert member.pax_headers == {}
 
 
@@ -107,8 +115,20 @@ def test_the_index_says_what_the_records_say(whole: tuple[str, AudioManifest]) -
     reader = ShardReader(root)
     for row in table.to_pylist():
         clip = reader.clip(row)
-        same = ("key", "id", "seconds", "samples", "text", "language", "speaker", "gender", "split", "caption",
-                "original", "audio_digest")
+        same = (
+            "key",
+            "id",
+            "seconds",
+            "samples",
+            "text",
+            "language",
+            "speaker",
+            "gender",
+            "split",
+            "caption",
+            "original",
+            "audio_digest",
+        )
         assert {name: row[name] for name in same} == {name: getattr(clip, name) for name in same}
         assert (json.loads(row["labels"]), json.loads(row["translation"])) == (clip.labels, clip.translation)
         assert (tuple(json.loads(row["marks"])), row["text_length"]) == (clip.marks, len(clip.text or ""))
@@ -122,7 +142,8 @@ def test_a_flac_that_fits_is_kept_and_anything_else_encoded(tmp_path: Path) -> N
     for name, content, kept in [
         ("fits.flac", tone(0.3, 200, 16_000, "FLAC"), True),
         ("deep.flac", tone(0.3, 200, 16_000, "FLAC", "PCM_24"), False),
-        ("fast.flac", tone(0.3, 200, 22_050, "FLAC"), False), ("plain.wav", tone(0.3, 200), False),
+        ("fast.flac", tone(0.3, 200, 22_050, "FLAC"), False),
+        ("plain.wav", tone(0.3, 200), False),
     ]:
         recording = put(str(tmp_path), name, content)
         keyed = plan([recording], str(tmp_path))[0][0][0]
@@ -147,12 +168,19 @@ def test_a_second_run_reuses_every_group(data: tuple[str, list[Recording]], whol
     assert [os.stat(f"{root}/{shard.name}").st_mtime_ns for shard in manifest.shards] == times
 
 
-@pytest.mark.parametrize("lost", [
-    ["shard-000001.tar"], ["parts/shard-000000.json"], ["parts/shard-000002.json", "shard-000002.tar", "manifest.json"],
-    ["samples.parquet", "rejects.jsonl", "manifest.json"], ["samples.parquet"],
-])
+@pytest.mark.parametrize(
+    "lost",
+    [
+        ["shard-000001.tar"],
+        ["parts/shard-000000.json"],
+        ["parts/shard-000002.json", "shard-000002.tar", "manifest.json"],
+        ["samples.parquet", "rejects.jsonl", "manifest.json"],
+        ["samples.parquet"],
+    ],
+)
 def test_whatever_was_lost_is_made_again_to_the_same_bytes(
-        lost: list[str], data: tuple[str, list[Recording]], whole: tuple[str, AudioManifest]) -> None:
+    lost: list[str], data: tuple[str, list[Recording]], whole: tuple[str, AudioManifest]
+) -> None:
     root, manifest = whole
     before = all_bytes(root)
     for name in lost:
@@ -167,8 +195,12 @@ def test_whatever_was_lost_is_made_again_to_the_same_bytes(
 
 @pytest.mark.parametrize("point", ["decode", "write_tar", "upload", "write_bytes"])
 def test_a_kill_at_any_point_and_a_second_run_give_the_same_bytes(
-        point: str, data: tuple[str, list[Recording]], whole: tuple[str, AudioManifest], tmp_path: Path,
-        monkeypatch: pytest.MonkeyPatch) -> None:
+    point: str,
+    data: tuple[str, list[Recording]],
+    whole: tuple[str, AudioManifest],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     killed, calls, real = str(tmp_path / "killed/v1"), 0, getattr(ingest, point)
 
     def kill(*arguments: Any) -> Any:
@@ -207,7 +239,8 @@ def test_a_truncated_tar_is_made_again(data: tuple[str, list[Recording]], whole:
 
 
 def test_groups_in_any_order_and_another_lake_give_the_same_bytes(
-        data: tuple[str, list[Recording]], whole: tuple[str, AudioManifest]) -> None:
+    data: tuple[str, list[Recording]], whole: tuple[str, AudioManifest]
+) -> None:
     remote = f"memory://{uuid.uuid4().hex}/v1"
     run_ingest(remote, data[1], data[0], only=(2, 0, 1))
     run_publish(remote, data[1], data[0])
@@ -319,15 +352,18 @@ def test_the_version_follows_the_data_the_rejects_and_the_configuration(tmp_path
     changed = second.model_copy(update={"digest": "0"})
     lists = [recordings[:2], recordings[::-1], [first, other, third], [first, changed, third]]
     versions = {version, *(dataset_version(items, [], config, source) for items in lists)}
-    versions |= {dataset_version(recordings, [reject], config, source),
-                 dataset_version(recordings, [], ingest_config(9), source)}
+    versions |= {
+        dataset_version(recordings, [reject], config, source),
+        dataset_version(recordings, [], ingest_config(9), source),
+    }
     assert len(versions) == 7
     groups, _ = plan(recordings, source)
     assert group_digest(groups[0], source) != group_digest(groups[0][:2], source)
 
 
 def test_a_data_set_is_never_published_over_another(
-        data: tuple[str, list[Recording]], whole: tuple[str, AudioManifest]) -> None:
+    data: tuple[str, list[Recording]], whole: tuple[str, AudioManifest]
+) -> None:
     root = whole[0]
     before = storage.read_bytes(f"{root}/manifest.json")
     fewer = data[1][1:]

@@ -62,20 +62,27 @@ def test_a_whole_shard_is_accepted() -> None:
     verify_shard(*shard_of(tar_of(member("a.flac"), member("a.json"), member("b.safetensors")), samples=2))
 
 
-@pytest.mark.parametrize(("members", "fault"), [
-    ([member("a.flac", b"", type=tarfile.SYMTYPE, linkname="/etc/passwd")], "'a.flac' is not a plain file"),
-    ([member("a.flac"), member("a.json", b"", type=tarfile.LNKTYPE, linkname="a.flac")], "'a.json' is not a plain"),
-    ([member("a", b"", type=tarfile.DIRTYPE)], "'a' is not a plain file"),
-    ([member("a.flac", b"", type=tarfile.FIFOTYPE)], "'a.flac' is not a plain file"),
-    ([member("a.flac", b"", type=tarfile.CHRTYPE)], "'a.flac' is not a plain file"),
-    ([member("../a.flac")], "not safe"), ([member("x/../../a.flac")], "not safe"),
-    ([member("/etc/a.flac")], "not safe"), ([member("..\\a.flac")], "not safe"), ([member(".flac")], "not safe"),
-    ([member("a.flac"), member("b.flac"), member("a.flac")], "'a.flac' occurs twice"),
-    ([member("a.flac"), member("b.flac")], "it holds 2 samples, not 1"),
-    ([], "it holds 0 samples, not 1"),
-])
+@pytest.mark.parametrize(
+    ("members", "fault"),
+    [
+        ([member("a.flac", b"", type=tarfile.SYMTYPE, linkname="/etc/passwd")], "'a.flac' is not a plain file"),
+        ([member("a.flac"), member("a.json", b"", type=tarfile.LNKTYPE, linkname="a.flac")], "'a.json' is not a plain"),
+        ([member("a", b"", type=tarfile.DIRTYPE)], "'a' is not a plain file"),
+        ([member("a.flac", b"", type=tarfile.FIFOTYPE)], "'a.flac' is not a plain file"),
+        ([member("a.flac", b"", type=tarfile.CHRTYPE)], "'a.flac' is not a plain file"),
+        ([member("../a.flac")], "not safe"),
+        ([member("x/../../a.flac")], "not safe"),
+        ([member("/etc/a.flac")], "not safe"),
+        ([member("..\\a.flac")], "not safe"),
+        ([member(".flac")], "not safe"),
+        ([member("a.flac"), member("b.flac"), member("a.flac")], "'a.flac' occurs twice"),
+        ([member("a.flac"), member("b.flac")], "it holds 2 samples, not 1"),
+        ([], "it holds 0 samples, not 1"),
+    ],
+)
 def test_a_shard_with_other_than_plain_unique_members_is_refused(
-        members: list[tuple[tarfile.TarInfo, bytes]], fault: str) -> None:
+    members: list[tuple[tarfile.TarInfo, bytes]], fault: str
+) -> None:
     with pytest.raises(ValueError, match=f"shard-000000.tar is damaged .*{fault}.*: delete it and run"):
         verify_shard(*shard_of(tar_of(*members)))
 
@@ -87,10 +94,18 @@ def test_a_packed_tar_is_refused() -> None:
         verify_shard(*shard_of(gzip.compress(tar_of(member("a.flac")))))
 
 
-@pytest.mark.parametrize("damage", [
-    lambda data: data[:-1], lambda data: data[: len(data) // 2], lambda data: data[:1024], lambda data: b"",
-    lambda data: data + bytes(512), lambda data: bytes(len(data)), lambda data: data[:2000] + b"\1" + data[2001:],
-])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda data: data[:-1],
+        lambda data: data[: len(data) // 2],
+        lambda data: data[:1024],
+        lambda data: b"",
+        lambda data: data + bytes(512),
+        lambda data: bytes(len(data)),
+        lambda data: data[:2000] + b"\1" + data[2001:],
+    ],
+)
 def test_a_shard_that_is_cut_or_changed_is_detected(damage: Callable[[bytes], bytes], root: str) -> None:
     manifest = read_manifest(root)
     shard = manifest.shards[0]

@@ -23,8 +23,18 @@ from models.pretrained import load_tokenizer
 from models.recipe import Optimiser, Stage
 from models.rendering import Audio
 
-ROWS = [{"key": f"c{i}", "text": t, "seconds": 0.5 + 0.1 * i, "labels": {}, "translation": {}, "caption": None, "conversations": None}
-        for i, t in enumerate(["one", "two", "three", "four", "five", "six", "seven", "eight"])]  # fmt: skip
+ROWS = [
+    {
+        "key": f"c{i}",
+        "text": t,
+        "seconds": 0.5 + 0.1 * i,
+        "labels": {},
+        "translation": {},
+        "caption": None,
+        "conversations": None,
+    }
+    for i, t in enumerate(["one", "two", "three", "four", "five", "six", "seven", "eight"])
+]
 
 
 def built(name: str = "funasr_llm") -> tuple[SpeechLLM, Any, dict[str, Audio]]:
@@ -40,8 +50,15 @@ def built(name: str = "funasr_llm") -> tuple[SpeechLLM, Any, dict[str, Audio]]:
 
 
 def stage(loss: str = "lm") -> Stage:
-    return Stage(name="s", train=("connector",) if loss == "ctc" else ("connector", "lora"), loss=loss, optimiser=Optimiser(lr=1e-2, warmup=2),  # type: ignore[arg-type]
-                 epochs=3, batch_tokens=150, checkpoint_every=2)  # fmt: skip
+    return Stage(
+        name="s",
+        train=("connector",) if loss == "ctc" else ("connector", "lora"),
+        loss=loss,
+        optimiser=Optimiser(lr=1e-2, warmup=2),  # type: ignore[arg-type]
+        epochs=3,
+        batch_tokens=150,
+        checkpoint_every=2,
+    )
 
 
 class Killed(Exception):
@@ -124,7 +141,10 @@ def test_two_workers_give_the_losses_of_one(tmp_path: Path) -> None:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     mp.spawn(_worker, (2, port, str(tmp_path / "two")), nprocs=2)  # type: ignore[no-untyped-call]
-    losses = [[json.loads(line)["loss"] for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()] for name in ("one", "two")]
+    losses = [
+        [json.loads(line)["loss"] for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("one", "two")
+    ]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
