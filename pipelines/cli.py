@@ -40,7 +40,8 @@ Settings = Annotated[
 ]
 Verbose = Annotated[bool, typer.Option("--verbose", help="Show the logs of Prefect and Ray.")]
 
-EXAMPLE = "\n\nExample: earloom {name} --arch funasr_llm --data my_recordings/ workers=2"
+# Enough for a corpus of sixty words; a person's own data take the whole recipe.
+DEMO_SETTINGS = {"funasr_llm": ("recipe.stages.adaptor.epochs=5", "recipe.stages.lora.epochs=0.25")}
 
 
 def main() -> None:
@@ -220,7 +221,7 @@ def recipe_show(
 def demo(
     arch: Annotated[str, typer.Option("--arch", help="Architecture.")] = "funasr_llm",
     folder: Annotated[str, typer.Option(help="Where corpus and lake go.")] = "demo",
-    clips: Annotated[int, typer.Option(help="Clips that are spoken.")] = 1200,
+    clips: Annotated[int, typer.Option(help="Clips that are spoken.")] = 1000,
     settings: Settings = None,
 ) -> None:
     """Speak a small corpus with eSpeak NG, then run the whole chain on it with real weights."""
@@ -230,12 +231,12 @@ def demo(
     from pipelines.progress import console
 
     corpus = speak_corpus(Path(folder) / "corpus", clips)
-    console.print(f"[bold]corpus[/bold]\n  {clips:,} clips of synthetic speech in {corpus}")
-    config = _config(
-        arch, str(Path(folder) / "corpus"), None, str(Path(folder) / "lake"), [*(settings or []), "dataset=demo"]
-    )
-    held_out = sorted((Path(folder) / "corpus" / "audio").iterdir())
-    _run(config, str(held_out[-1]))
+    console.print(f"[bold]corpus[/bold]\n  {clips:,} clips of synthetic speech: {corpus}")
+    words = [*DEMO_SETTINGS.get(arch, ()), *(settings or []), "dataset=demo"]
+    lake = str(Path(folder) / "lake")
+    console.print(f"  earloom run --arch {arch} --data {corpus.parent} --lake {lake} {' '.join(words)}", soft_wrap=True)
+    held_out = sorted((corpus.parent / "audio").glob("test-*"))
+    _run(_config(arch, str(corpus.parent), None, lake, words), str(held_out[0]))
 
 
 if __name__ == "__main__":

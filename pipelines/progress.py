@@ -22,7 +22,7 @@ from rich.progress import (
 LINE_SECONDS = 15.0  # between two lines where there is no terminal
 ARTIFACT_SECONDS = 5.0
 
-console = Console(highlight=False)
+console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
 
 
 class Work:

@@ -118,7 +118,7 @@ def _small() -> Preset:
                     name="lora",
                     train=("connector", "lora"),
                     optimiser=Optimiser(lr=1e-3, warmup=0.05),
-                    epochs=0.4,
+                    epochs=1,
                     batch_tokens=300,
                 ),
             ],
