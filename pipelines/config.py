@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from models.recipe import Declared
 
@@ -25,7 +25,11 @@ class RunConfig(Declared):
     set: dict[str, Any] = Field(
         default_factory=dict, description="changes to the preset, e.g. {'recipe.stages.lora.epochs': 2}"
     )
-    lake: str = Field(default_factory=default_lake, description="where artefacts live; any fsspec URL ($EARLOOM_LAKE)")
+    lake: str = Field(
+        default_factory=default_lake,
+        validate_default=True,
+        description="where artefacts live; any fsspec URL ($EARLOOM_LAKE)",
+    )
     dataset: str | None = Field(None, description="name of the data set; default: the folder's name")
     per_shard: int = Field(256, ge=1, description="recordings a shard")
     workers: int = Field(1, ge=1, description="training processes (DDP)")
@@ -44,6 +48,12 @@ class RunConfig(Declared):
         None, description="MLflow server; default: sqlite in the lake, or $MLFLOW_TRACKING_URI"
     )
     seed: int = 0
+
+    @field_validator("lake", "data")
+    @classmethod
+    def absolute(cls, url: str) -> str:
+        """A local path means the same in every process, wherever that was started."""
+        return url if "://" in url else os.path.abspath(os.path.expanduser(url))
 
     def cores(self) -> int:
         return self.cpus or os.cpu_count() or 1

@@ -67,9 +67,6 @@ def show_run(config: RunConfig, report_url: str, clip: str) -> None:
         soft_wrap=True,
     )
     console.print(f"report  {report_url}", soft_wrap=True)
-    lake = (
-        ""
-        if config.lake == RunConfig.model_fields["lake"].get_default(call_default_factory=True)
-        else f" --lake {shlex.quote(config.lake)}"
-    )
+    given = RunConfig(arch=config.arch, data=config.data).lake != config.lake
+    lake = f" --lake {shlex.quote(config.lake)}" if given else ""
     console.print(f"try     earloom listen {model} {shlex.quote(clip)}{lake}", soft_wrap=True)

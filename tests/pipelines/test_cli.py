@@ -1,0 +1,46 @@
+"""The command line: help that answers at once and is worth reading."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+COMMANDS = ["run", "ingest", "cache", "train", "evaluate", "register", "listen", "architectures", "demo"]
+
+
+def said(*words: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", "pipelines.cli", *words], cwd=REPOSITORY, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("command", [[c] for c in COMMANDS] + [["recipe", "show"]])
+def test_every_command_has_an_example(command: list[str]) -> None:
+    assert f"Example: earloom {' '.join(command)}" in said(*command, "--help").replace("\n", " ").replace("  ", " ")
+
+
+def test_help_imports_nothing_heavy_and_answers_at_once() -> None:
+    """At most half a second; the best of five, because the machine may be busy."""
+    taken = []
+    for _ in range(5):
+        began = time.perf_counter()
+        said("--help")
+        taken.append(time.perf_counter() - began)
+    assert min(taken) < 0.5
+    heavy = {"torch", "ray", "prefect", "pydantic", "numpy"}
+    imported = f"import sys, pipelines.cli; print(sorted({heavy} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", imported], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_recipe_show_prints_the_stages_in_order() -> None:
+    printed = said("recipe", "show", "salmonn", "--preset", "paper")
+    assert printed.index("name: pretrain") < printed.index("name: instruct") < printed.index("name: activate")
+    assert "weights: openai/whisper-large-v2" in printed
