@@ -59,7 +59,7 @@ class Decoding(Declared):
 
     beams: int = Field(1, ge=1)
     max_new_tokens: int = Field(64, ge=1)
-    tokens_per_second: float = Field(8.0, gt=0, description="answers to audio are cut at 8 + this x seconds tokens")
+    tokens_per_second: float = Field(6.0, gt=0, description="answers to audio are cut at 6 + this x seconds tokens")
     sample: bool = False
     temperature: float = 1.0
     top_p: float = 1.0

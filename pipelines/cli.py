@@ -41,7 +41,7 @@ Settings = Annotated[
 Verbose = Annotated[bool, typer.Option("--verbose", help="Show the logs of Prefect and Ray.")]
 
 # Enough for a corpus of sixty words; a person's own data take the whole recipe.
-DEMO_SETTINGS = {"funasr_llm": ("recipe.stages.adaptor.epochs=5", "recipe.stages.lora.epochs=0.25")}
+DEMO_SETTINGS = {"funasr_llm": ("recipe.stages.lora.epochs=0.3",)}
 
 
 def main() -> None:

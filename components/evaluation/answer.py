@@ -13,7 +13,7 @@ from models.recipe import Decoding
 from models.rendering import Audio, Message
 
 BATCH_TOKENS = 2048  # of prompts, padding included
-SPARE_TOKENS = 8  # that an answer may have beyond decoding.tokens_per_second
+SPARE_TOKENS = 6  # that an answer may have beyond decoding.tokens_per_second
 
 
 def answer_all(

@@ -117,7 +117,7 @@ def _small() -> Preset:
                 Stage(
                     name="lora",
                     train=("connector", "lora"),
-                    optimiser=Optimiser(lr=1e-3, warmup=0.05),
+                    optimiser=Optimiser(lr=2e-3, warmup=0.1),
                     epochs=1,
                     batch_tokens=300,
                 ),
