@@ -104,13 +104,11 @@ class SpeechLLM(PreTrainedModel):
 
     # ---- building -----------------------------------------------------------------------------------------------
 
-    def __init__(self, config: SpeechLLMConfig, encoders: bool = True) -> None:
+    def __init__(self, config: SpeechLLMConfig, encoders: bool = True, llm: PreTrainedModel | None = None) -> None:
+        """A model of this shape with random weights, around `llm` where one is given."""
         super().__init__(config)
         preset = Preset.model_validate(config.preset)
-        llm_config = dict(config.llm)
-        self.llm = AutoModelForCausalLM.from_config(
-            AutoConfig.for_model(llm_config.pop("model_type"), **llm_config), attn_implementation="sdpa"
-        )
+        self.llm = llm if llm is not None else _random_llm(config.llm)
         self.connector = self.build_connector(preset, self.llm.config.hidden_size)
         self.encoders = nn.ModuleDict(
             {r: build_encoder(s.model_copy(update={"weights": None})) for r, s in preset.encoders.items()}
@@ -142,12 +140,7 @@ class SpeechLLM(PreTrainedModel):
         width = next(iter(parts.values())).width if preset.units else None
         config = cls.make_config(preset, llm.config, width)
         torch.manual_seed(seed)
-        model = cls(config, encoders=False)
-        base = model.llm.state_dict()
-        renamed = {name.replace(".base_layer.", "."): name for name in base}
-        with torch.no_grad():
-            for name, value in llm.state_dict().items():
-                base[renamed[name]].copy_(value)
+        model = cls(config, encoders=False, llm=llm)
         if encoders:
             model.encoders = nn.ModuleDict(parts)
         return model.eval()
@@ -344,6 +337,12 @@ class SpeechLLM(PreTrainedModel):
         encoder = self.encoders[role]
         assert isinstance(encoder, AudioEncoder)
         return encoder
+
+
+def _random_llm(config: dict[str, Any]) -> PreTrainedModel:
+    kept = dict(config)
+    built = AutoConfig.for_model(kept.pop("model_type"), **kept)
+    return AutoModelForCausalLM.from_config(built, attn_implementation="sdpa")  # type: ignore[no-any-return]
 
 
 def _group_of(name: str) -> str:

@@ -41,7 +41,7 @@ Settings = Annotated[
 Verbose = Annotated[bool, typer.Option("--verbose", help="Show the logs of Prefect and Ray.")]
 
 # Enough for a corpus of sixty words; a person's own data take the whole recipe.
-DEMO_SETTINGS = {"funasr_llm": ("recipe.stages.lora.epochs=0.3",)}
+DEMO_SETTINGS = {"funasr_llm": ("recipe.stages.adaptor.epochs=6", "recipe.stages.lora.epochs=0.22")}
 
 
 def main() -> None:
@@ -92,6 +92,9 @@ def run(
 
 
 def _run(config: RunConfig, clip: str = "FILE.wav") -> None:
+    from pipelines import server
+
+    server.wake()
     from pipelines.chain import chain
     from pipelines.summary import show_run, show_stages
 
@@ -227,6 +230,9 @@ def demo(
     """Speak a small corpus with eSpeak NG, then run the whole chain on it with real weights."""
     from pathlib import Path
 
+    from pipelines import server
+
+    server.wake()
     from components.corpus.speak import speak_corpus
     from pipelines.progress import console
 
