@@ -11,6 +11,7 @@ from components.features.key import feature_key, refuse_if_trained
 from components.features.store import publish_features, up_to_date
 from components.schema import StageReport
 from components.shards.index import read_index
+from infra import storage
 from pipelines import remote
 from pipelines.config import RunConfig
 from pipelines.locate import Workspace
@@ -39,13 +40,16 @@ def cache_features(work: Workspace) -> StageReport:
 def fit_codebook(work: Workspace) -> StageReport:
     """k-means over the encoder frames of the train split: the speech tokenizer of a discrete system."""
     began = time.monotonic()
+    before = storage.list_names(storage.join(work.config.lake, "units"))
     made = work.codebook
     assert made is not None
+    there = made[1] in before
     return StageReport(
         stage="units",
-        state="done",
+        state="up to date" if there else "done",
         unit="codebook",
-        done=1,
+        done=int(not there),
+        reused=int(there),
         seconds=time.monotonic() - began,
         url=made[0],
         note=f"{work.preset.units} clusters, {made[1]}",

@@ -98,6 +98,7 @@ def _run(config: RunConfig, clip: str = "FILE.wav") -> None:
     from pipelines.chain import chain
     from pipelines.summary import show_run, show_stages
 
+    server.ready()
     result = chain(config)
     show_stages(result.reports, result.seconds)
     show_run(config, result.report_url, clip)

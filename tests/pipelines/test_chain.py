@@ -54,12 +54,14 @@ def test_chain_ends_registered_reloads_and_answers(arch: str, corpus: Path, lake
     result = chain(settings)
     made = {report.stage: report for report in result.reports}
     assert set(made) >= STAGES
-    assert all(report.state in ("done", "up to date") for report in result.reports)
     recipe = Workspace(settings).preset.recipe
     assert [r.stage for r in result.reports if r.stage.startswith("train")] == [
         f"train {stage.name}" for stage in recipe.stages
     ]
-    assert all(r.done > 0 for r in result.reports if r.stage.startswith("train") and r.stage != "train activate")
+    untaught = {"train activate", "train chain"}  # they learn from conversations, which this corpus has none of
+    for report in result.reports:
+        if report.stage.startswith("train "):
+            assert (report.done == 0) == (report.stage in untaught), report
 
     found = find(f"{arch}-{corpus.name}@candidate", Workspace(settings).tracking_uri)
     folder = Path(found.url)
@@ -94,7 +96,7 @@ def test_chain_ends_registered_reloads_and_answers(arch: str, corpus: Path, lake
     assert "http://" not in page.replace("http://www.w3.org", "")
 
     again = chain(settings)
-    assert {report.state for report in again.reports} == {"up to date"} or arch == "speechgpt"
+    assert {report.state for report in again.reports} == {"up to date"}
     assert not ray.is_initialized()
 
 
