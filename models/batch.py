@@ -39,11 +39,9 @@ class Batch:
         moved = {
             f.name: getattr(self, f.name).to(device) for f in fields(self) if isinstance(getattr(self, f.name), Tensor)
         }
-        parts = {
-            name: {role: value.to(device) for role, value in getattr(self, name).items()}
-            for name in ("features", "lengths")
-        }
-        return replace(self, **moved, **parts)
+        features = {role: value.to(device) for role, value in self.features.items()}
+        lengths = {role: value.to(device) for role, value in self.lengths.items()}
+        return replace(self, features=features, lengths=lengths, **moved)
 
     @property
     def tokens(self) -> int:

@@ -143,7 +143,8 @@ class SpeechLLM(PreTrainedModel):
         model = cls(config, encoders=False, llm=llm)
         if encoders:
             model.encoders = nn.ModuleDict(parts)
-        return model.eval()
+        model.eval()
+        return model
 
     @classmethod
     def on_meta(cls, preset: Preset) -> Self:
@@ -235,7 +236,7 @@ class SpeechLLM(PreTrainedModel):
 
     def embed(self, batch: Batch) -> Tensor:
         """Token embeddings with the connector's output at the audio positions, `(rows, length, width)`."""
-        embedded = self.llm.get_input_embeddings()(batch.ids)
+        embedded: Tensor = self.llm.get_input_embeddings()(batch.ids)
         if not batch.features:
             return embedded
         tokens, counts = self.connect(batch.features, batch.lengths)
@@ -325,7 +326,8 @@ class SpeechLLM(PreTrainedModel):
             raise RuntimeError(
                 f"{folder}/{WEIGHTS} does not fit {cls.__name__}: missing {missing[:5]}, unexpected {unexpected[:5]}"
             )
-        return model.eval()
+        model.eval()
+        return model
 
     def _tied(self) -> set[str]:
         return {"llm.lm_head.weight"} if self.llm.config.tie_word_embeddings else set()

@@ -41,7 +41,11 @@ Settings = Annotated[
 Verbose = Annotated[bool, typer.Option("--verbose", help="Show the logs of Prefect and Ray.")]
 
 # Enough for a corpus of sixty words; a person's own data take the whole recipe.
-DEMO_SETTINGS = {"funasr_llm": ("recipe.stages.adaptor.epochs=6", "recipe.stages.lora.epochs=0.22")}
+DEMO_SETTINGS = {
+    "funasr_llm": ("recipe.stages.adaptor.epochs=6", "recipe.stages.lora.epochs=0.22"),
+    "salmonn": ("recipe.stages.pretrain.max_steps=60", "recipe.stages.instruct.max_steps=10"),
+    "speechgpt": ("recipe.stages.adapt.max_steps=8", "recipe.stages.cross.max_steps=40"),
+}
 
 
 def main() -> None:

@@ -28,7 +28,7 @@ HYPOTHESES, SCORES = "hypotheses.jsonl", "scores.json"
 def evaluate(config: RunConfig) -> StageReport:
     """Score the trained and the untrained model on the same held-out clips."""
     work = workspace(config)
-    report = evaluate_model(work)
+    report: StageReport = evaluate_model(work)
     scores, _ = read_scores(work)
     create_table_artifact(
         key="metrics", table=[{"metric": name, "value": value} for name, value in flat(scores).items()]

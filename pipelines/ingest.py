@@ -25,7 +25,8 @@ Group = tuple[int, list[Any]]
 @flow(name="ingest", description="Audio and transcripts to WebDataset shards")
 def ingest(config: RunConfig) -> StageReport:
     """Decode, check and pack every recording; an unchanged data set does nothing."""
-    return ingest_audio(workspace(config))
+    report: StageReport = ingest_audio(workspace(config))
+    return report
 
 
 @task(name="ingest audio")

@@ -42,7 +42,7 @@ EXAMPLES = 8
 def register(config: RunConfig) -> StageReport:
     """Assemble, publish and register the trained model. The same content again gives the version that is there."""
     work = workspace(config)
-    report = register_model(work)
+    report: StageReport = register_model(work)
     if "://" in work.run_root:
         create_link_artifact(key="report", link=storage.join(work.run_root, REPORT), link_text="report")
     return report

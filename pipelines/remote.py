@@ -137,7 +137,8 @@ def _ray_storage(url: str) -> dict[str, Any]:
     from pyarrow.fs import FSSpecHandler, PyFileSystem
 
     files, path = fsspec.core.url_to_fs(url)
-    return {"storage_path": path, "storage_filesystem": PyFileSystem(FSSpecHandler(files))}
+    handler = FSSpecHandler(files)  # type: ignore[abstract]  # pyarrow-stubs leave its methods out
+    return {"storage_path": path, "storage_filesystem": PyFileSystem(handler)}
 
 
 def _cause(error: Exception) -> Exception:

@@ -22,7 +22,7 @@ from pipelines.workspace import workspace
 @flow(name="train", description="The recipe's stages, in order")
 def train(config: RunConfig) -> list[StageReport]:
     """Train every stage that has not been trained with these settings, data and predecessors."""
-    reports = train_stages(workspace(config))
+    reports: list[StageReport] = train_stages(workspace(config))
     create_table_artifact(key="training-stages", table=[report.model_dump() for report in reports])
     return reports
 

@@ -35,17 +35,16 @@ TEXT = (
     "marks",
     "conversations",
 )
-SCHEMA = pa.schema(
-    [
-        *((name, pa.string()) for name in ("key", "id", "shard")),
-        *((name, pa.int64()) for name in ("audio_offset", "audio_size", "json_offset", "json_size")),
-        ("seconds", pa.float64()),
-        ("samples", pa.int64()),
-        ("text", pa.string()),
-        ("text_length", pa.int64()),
-        *((name, pa.string()) for name in TEXT[4:]),
-    ]
-)
+COLUMNS: list[tuple[str, pa.DataType]] = [
+    *((name, pa.string()) for name in ("key", "id", "shard")),
+    *((name, pa.int64()) for name in ("audio_offset", "audio_size", "json_offset", "json_size")),
+    ("seconds", pa.float64()),
+    ("samples", pa.int64()),
+    ("text", pa.string()),
+    ("text_length", pa.int64()),
+    *((name, pa.string()) for name in TEXT[4:]),
+]
+SCHEMA = pa.schema(COLUMNS)
 
 
 class SampleRow(Strict):

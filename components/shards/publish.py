@@ -135,14 +135,14 @@ def _manifest(
     keys = table.column("key")
     if len(keys.unique()) != len(keys):
         raise ValueError(f"keys are not unique in {dataset}: the groups are not those of one plan_groups")
-    samples: list[int] = table.column("samples").to_pylist()
+    samples = int(table.column("samples").to_numpy().sum())
     return AudioManifest(
         dataset=dataset,
         version=version,
         shards=shards,
         samples=table.num_rows,
         digest=digest({"shards": [shard.sha256 for shard in shards], "rows": [part.rows for part in parts]}),
-        seconds=sum(samples) / config["sample_rate"],
+        seconds=samples / config["sample_rate"],
         rejected=rejected,
         config=config,
         splits=_sum(part.splits for part in parts),

@@ -46,7 +46,7 @@ class ShardReader:
         try:
             with sf.SoundFile(io.BytesIO(self._member(row, "audio"))) as file:
                 form = (file.samplerate, file.channels, file.subtype)
-                whole = file.read(dtype="int16")
+                whole: np.ndarray = file.read(dtype="int16")
         except (sf.LibsndfileError, RuntimeError) as error:
             raise self._damaged(row, f"its audio cannot be decoded: {error}") from error
         if form != (SAMPLE_RATE, 1, "PCM_16"):

@@ -83,5 +83,5 @@ def _complete(url: str) -> list[str]:
 
 
 def _moments(model: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
-    names = {parameter: name for name, parameter in model.named_parameters()}
+    names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
     return {f"{kind}/{names[p]}": value for p, moments in optimiser.state.items() for kind, value in moments.items()}

@@ -41,7 +41,7 @@ class WhisperEncoder(AudioEncoder):
         self.spec = spec
         self.width = config.d_model
         self.frame_rate = SAMPLE_RATE / HOP / 2 / spec.pool
-        self.window = config.max_source_positions
+        self.window: int = config.max_source_positions
         with seeded(spec.seed):
             self.layers = Layers(config)
         if folder:
@@ -81,10 +81,11 @@ class WhisperEncoder(AudioEncoder):
 
     def convolve(self, mels: Tensor, sizes: Tensor) -> Tensor:
         """`(batch, bins, mel frames)` → `(batch, frames, width)`; beyond a clip's end both convolutions see zeros."""
-        hidden = functional.gelu(self.layers.conv1(mels))
+        hidden: Tensor = functional.gelu(self.layers.conv1(mels))
         hidden = hidden * valid_mask(sizes, hidden.shape[-1])[:, None].to(hidden.dtype)
         hidden = functional.gelu(self.layers.conv2(hidden)).transpose(1, 2)
-        return hidden + self.layers.embed_positions.weight[: hidden.shape[1]]
+        positions: Tensor = self.layers.embed_positions.weight
+        return hidden + positions[: hidden.shape[1]]
 
     def preprocessing(self) -> dict[str, Any]:
         mel = {"bins": self.layers.num_mel_bins, "fft": FFT, "hop": HOP, "scale": "slaney", "log": "whisper"}
