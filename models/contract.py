@@ -24,7 +24,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 from models.alignment import connector_ctc
 from models.batch import Batch
 from models.encoders import build_encoder
-from models.encoders.base import AudioEncoder, EncoderSpec
+from models.encoders.base import AudioEncoder
 from models.preset import Preset, PresetName
 from models.pretrained import load_llm
 from models.recipe import Decoding
@@ -331,9 +331,6 @@ class SpeechLLM(PreTrainedModel):
 
     def _tied(self) -> set[str]:
         return {"llm.lm_head.weight"} if self.llm.config.tie_word_embeddings else set()
-
-    def encoder_specs(self) -> dict[str, EncoderSpec]:
-        return Preset.model_validate(self.config.preset).encoders
 
     def encoder(self, role: str) -> AudioEncoder:
         encoder = self.encoders[role]

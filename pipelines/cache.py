@@ -9,7 +9,7 @@ from prefect import flow, task
 from components.features.cost import estimate
 from components.features.key import feature_key, refuse_if_trained
 from components.features.store import publish_features, up_to_date
-from components.schema import StageReport
+from components.schema import FeatureManifest, StageReport
 from components.shards.index import read_index
 from infra import storage
 from pipelines import remote
@@ -100,7 +100,8 @@ def _fill(work: Workspace, name: str, roots: dict[str, str], codebook: tuple[str
 def _extract(work: Workspace, roots: dict[str, str], codebook: tuple[str, str] | None) -> int:
     """Fill the caches; returns how many parts an earlier run had finished."""
     preset = work.preset.model_dump(mode="json")
-    arguments = (preset, work.audio_root, roots, codebook[0] if codebook else None, 1)
+    keys = {role: feature_key(work.encoders[role]) for role in roots}
+    arguments = (preset, work.audio_root, roots, keys, codebook[0] if codebook else None)
     reused = 0
     with Work("cache", len(work.audio.shards), "shards") as progress:
         for number, (shard, parts) in enumerate(
@@ -115,5 +116,5 @@ def _extract(work: Workspace, roots: dict[str, str], codebook: tuple[str, str] |
     return reused
 
 
-def _note(there: dict) -> str:  # type: ignore[type-arg]
+def _note(there: dict[str, FeatureManifest | None]) -> str:
     return ", ".join(f"{role} {m.frames:,} frames x {m.width}" for role, m in there.items() if m is not None)

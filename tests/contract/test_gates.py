@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -220,6 +219,13 @@ def test_text_alone_needs_no_audio(subject: Subject) -> None:
         assert batch_of(subject, [pair]).features == {}
 
 
-def test_stage_order_of_names_is_unique(subject: Subject) -> None:
-    names = [stage.name for stage in subject.preset.recipe.stages]
-    assert all(one != other for one, other in pairwise(sorted(names)))
+def test_lora_scaled_to_zero_is_the_backbone(subject: Subject) -> None:
+    batch = batch_of(subject, subject.rendered({"asr": 1.0}))
+    before = subject.model.hidden(batch)
+    with torch.no_grad():
+        for name, parameter in subject.model.named_parameters():
+            if "lora_B" in name:
+                parameter.add_(0.1)
+    assert not torch.allclose(subject.model.hidden(batch), before, atol=1e-4)
+    subject.model.scale_lora(0.0)
+    assert torch.allclose(subject.model.hidden(batch), before, atol=1e-6)
