@@ -42,7 +42,7 @@ Verbose = Annotated[bool, typer.Option("--verbose", help="Show the logs of Prefe
 
 # Enough for a corpus of sixty words; a person's own data take the whole recipe.
 DEMO_SETTINGS = {
-    "funasr_llm": ("recipe.stages.adaptor.epochs=6", "recipe.stages.lora.epochs=0.22"),
+    "funasr_llm": ("recipe.stages.lora.epochs=0.3",),
     "salmonn": ("recipe.stages.pretrain.max_steps=60", "recipe.stages.instruct.max_steps=10"),
     "speechgpt": ("recipe.stages.adapt.max_steps=8", "recipe.stages.cross.max_steps=40"),
 }
@@ -243,7 +243,7 @@ def demo(
 
     corpus = speak_corpus(Path(folder) / "corpus", clips)
     console.print(f"[bold]corpus[/bold]\n  {clips:,} clips of synthetic speech: {corpus}")
-    words = [*DEMO_SETTINGS.get(arch, ()), *(settings or []), "dataset=demo"]
+    words = [*DEMO_SETTINGS.get(arch, ()), "baseline_clips=32", *(settings or []), "dataset=demo"]
     lake = str(Path(folder) / "lake")
     console.print(f"  earloom run --arch {arch} --data {corpus.parent} --lake {lake} {' '.join(words)}", soft_wrap=True)
     held_out = sorted((corpus.parent / "audio").glob("test-*"))

@@ -39,6 +39,7 @@ class RunConfig(Declared):
     )
     split: Literal["train", "dev", "test"] = Field("test", description="what is evaluated")
     eval_clips: int = Field(0, ge=0, description="evaluate at most this many clips; 0 = all")
+    baseline_clips: int = Field(0, ge=0, description="the untrained model answers at most this many of them; 0 = all")
     eval_task: str | None = Field(
         None, description="task to evaluate; default: asr if there are transcripts, else the first label"
     )

@@ -70,6 +70,7 @@ def evaluate_model(work: Workspace) -> StageReport:
         "task": task_name,
         "decoding": work.preset.recipe.decoding.model_dump(),
         "threads": work.config.cores(),
+        "baseline": work.config.baseline_clips,
     }
     hypotheses = [Hypothesis.model_validate(line) for line in remote.call(work.config, answer_clips, settings)]
     scores, before = score(hypotheses), score_before(hypotheses)

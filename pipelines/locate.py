@@ -150,6 +150,7 @@ class Workspace:
             self.preset.recipe.decoding.model_dump(),
             self.config.split,
             self.config.eval_clips,
+            self.config.baseline_clips,
             self.config.eval_task,
         ]
         return storage.join(self.config.lake, "runs", self.config.arch, f"{self.dataset}-{digest(judged)[:12]}")

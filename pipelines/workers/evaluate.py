@@ -16,7 +16,8 @@ from pipelines.workers.model import audio_reader, trainable_model
 def answer_clips(settings: dict[str, Any]) -> list[dict[str, Any]]:
     """Answers of the untrained and of the trained model to the same clips, as records of hypotheses.
 
-    Settings: arch, preset, seed, inputs, weights (of the last stage), rows (of the index), task, decoding, threads.
+    Settings: arch, preset, seed, inputs, weights (of the last stage), rows (of the index), task, decoding, threads,
+    baseline (how many clips the untrained model answers at most, 0 = all).
     """
     torch.set_num_threads(settings["threads"])
     read = audio_reader(settings["inputs"])
@@ -25,7 +26,11 @@ def answer_clips(settings: dict[str, Any]) -> list[dict[str, Any]]:
     prompts, seconds = [sample.prompt() for _, sample in samples], [row["seconds"] for row, _ in samples]
     audios = [read(sample.key) for _, sample in samples]
     decoding = Decoding.model_validate(settings["decoding"])
-    before = answer_all(model, tokenizer, prompts, audios, seconds, decoding)
+    asked = _spread(len(samples), settings["baseline"])
+    untrained = answer_all(
+        model, tokenizer, [prompts[i] for i in asked], [audios[i] for i in asked], [seconds[i] for i in asked], decoding
+    )
+    before = dict(zip(asked, untrained, strict=True))
     load_weights(settings["weights"], model)
     after = answer_all(model, tokenizer, prompts, audios, seconds, decoding)
     return [
@@ -37,8 +42,14 @@ def answer_clips(settings: dict[str, Any]) -> list[dict[str, Any]]:
             "speaker": row["speaker"],
             "reference": sample.reference,
             "hypothesis": now,
-            "before": then,
+            "before": before.get(i),
             "seconds": row["seconds"],
         }
-        for (row, sample), now, then in zip(samples, after, before, strict=True)
+        for i, ((row, sample), now) in enumerate(zip(samples, after, strict=True))
     ]
+
+
+def _spread(count: int, most: int) -> list[int]:
+    """At most `most` of `count` places, evenly spaced; 0 means all."""
+    wanted = min(most or count, count)
+    return [i * count // wanted for i in range(wanted)]
