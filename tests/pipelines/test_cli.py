@@ -40,6 +40,7 @@ def test_help_imports_nothing_heavy_and_answers_at_once() -> None:
     assert done.stdout.strip() == "[]"
 
 
+@pytest.mark.slow
 def test_recipe_show_prints_the_stages_in_order() -> None:
     printed = said("recipe", "show", "salmonn", "--preset", "paper")
     assert printed.index("name: pretrain") < printed.index("name: instruct") < printed.index("name: activate")
