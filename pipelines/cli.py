@@ -108,85 +108,58 @@ def _run(config: RunConfig, clip: str = "FILE.wav") -> None:
     show_run(config, result.report_url, clip)
 
 
-def _stage(name: str, config: RunConfig) -> None:
-    import importlib
-
-    from infra import cluster
-    from pipelines.summary import show_stages
-
-    stage: Callable[[RunConfig], Any] = getattr(importlib.import_module(f"pipelines.{name}"), name)
-    try:
-        made = stage(config)
-    finally:
-        cluster.disconnect()
-    show_stages(made if isinstance(made, list) else [made])
-
-
-@app.command(epilog="Example: earloom ingest --arch funasr_llm --data my_recordings/ per_shard=512")
-def ingest(
-    arch: Arch,
-    data: Data,
-    recipe: RecipeFile = None,
-    lake: Lake = None,
-    settings: Settings = None,
-    verbose: Verbose = False,
-) -> None:
-    """Audio and transcripts → WebDataset shards with an index; bad files go to rejects.jsonl with a reason."""
-    _stage("ingest", _config(arch, data, recipe, lake, settings, verbose))
+# Each stage alone: name -> (help, example)
+STAGES = {
+    "ingest": (
+        "Audio and transcripts → WebDataset shards with an index; bad files go to rejects.jsonl with a reason.",
+        "earloom ingest --arch funasr_llm --data my_recordings/ per_shard=512",
+    ),
+    "cache": (
+        "Run the frozen encoders once over every clip; fit and cache units for discrete systems.",
+        "earloom cache --arch salmonn --data my_recordings/",
+    ),
+    "train": (
+        "Train the recipe's stages in order; finished ones are left alone, an interrupted one goes on.",
+        "earloom train --arch funasr_llm --data recordings/ workers=2 recipe.stages.lora.optimiser.lr=5e-4",
+    ),
+    "evaluate": (
+        "Word error rate or accuracy on held-out clips, before and after training.",
+        "earloom evaluate --arch funasr_llm --data my_recordings/ split=dev eval_clips=100",
+    ),
+    "register": (
+        "Publish the model's folder and make it a version in the MLflow registry.",
+        "earloom register --arch funasr_llm --data my_recordings/ name=my-asr alias=candidate",
+    ),
+}
 
 
-@app.command(epilog="Example: earloom cache --arch salmonn --data my_recordings/")
-def cache(
-    arch: Arch,
-    data: Data,
-    recipe: RecipeFile = None,
-    lake: Lake = None,
-    settings: Settings = None,
-    verbose: Verbose = False,
-) -> None:
-    """Run the frozen encoders once over every clip; fit and cache units for discrete systems."""
-    _stage("cache", _config(arch, data, recipe, lake, settings, verbose))
+def _stage_command(name: str) -> Callable[..., None]:
+    def command(
+        arch: Arch,
+        data: Data,
+        recipe: RecipeFile = None,
+        lake: Lake = None,
+        settings: Settings = None,
+        verbose: Verbose = False,
+    ) -> None:
+        import importlib
+
+        from infra import cluster
+        from pipelines.summary import show_stages
+
+        config = _config(arch, data, recipe, lake, settings, verbose)
+        stage: Callable[[RunConfig], Any] = getattr(importlib.import_module(f"pipelines.{name}"), name)
+        try:
+            made = stage(config)
+        finally:
+            cluster.disconnect()
+        show_stages(made if isinstance(made, list) else [made])
+
+    return command
 
 
-@app.command(
-    epilog="Example: earloom train --arch funasr_llm --data recordings/ workers=2 recipe.stages.lora.optimiser.lr=5e-4"
-)
-def train(
-    arch: Arch,
-    data: Data,
-    recipe: RecipeFile = None,
-    lake: Lake = None,
-    settings: Settings = None,
-    verbose: Verbose = False,
-) -> None:
-    """Train the recipe's stages in order; finished ones are left alone, an interrupted one goes on."""
-    _stage("train", _config(arch, data, recipe, lake, settings, verbose))
-
-
-@app.command(epilog="Example: earloom evaluate --arch funasr_llm --data my_recordings/ split=dev eval_clips=100")
-def evaluate(
-    arch: Arch,
-    data: Data,
-    recipe: RecipeFile = None,
-    lake: Lake = None,
-    settings: Settings = None,
-    verbose: Verbose = False,
-) -> None:
-    """Word error rate or accuracy on held-out clips, before and after training."""
-    _stage("evaluate", _config(arch, data, recipe, lake, settings, verbose))
-
-
-@app.command(epilog="Example: earloom register --arch funasr_llm --data my_recordings/ name=my-asr alias=candidate")
-def register(
-    arch: Arch,
-    data: Data,
-    recipe: RecipeFile = None,
-    lake: Lake = None,
-    settings: Settings = None,
-    verbose: Verbose = False,
-) -> None:
-    """Publish the model's folder and make it a version in the MLflow registry."""
-    _stage("register", _config(arch, data, recipe, lake, settings, verbose))
+for _name, (_help, _example) in STAGES.items():
+    app.command(_name, help=_help, epilog=f"Example: {_example}")(_stage_command(_name))
 
 
 @app.command(epilog='Example: earloom listen funasr_llm-demo@candidate clip.wav "Transcribe speech to text."')
