@@ -18,7 +18,9 @@ same parameters learn in all three: Q-Former, LayerNorms, projection, LoRA.
 
 Deviations: the text behind the audio is not padded in the middle of a row. Stage 3 learns the conversations that the
 data brings; without any it is skipped. `small` puts Moonshine in Whisper's and Whisper-tiny in BEATs' place, keeps
-a clip's own length, and pairs frames by time, since 41.5 and 50 Hz do not meet by index.
+a clip's own length, and pairs frames by time, since 41.5 and 50 Hz do not meet by index. Its windows are 0.12 s, so
+that words have a position each, and its stage 1 trains the Q-Former alone, by CTC against the backbone's embeddings:
+from a random start, next-token loss had not taught it to listen after sixty steps (WER 122 %, one answer for all).
 """
 
 from __future__ import annotations
@@ -58,6 +60,7 @@ class Salmonn(SpeechLLM):
         "no padding in the middle of a row",
         "activation tuning learns the conversations of the data, and is skipped without any",
         "small: Moonshine and Whisper-tiny in the place of Whisper-large-v2 and BEATs, frames paired by time",
+        "small: windows of 0.12 s; the Q-Former starts by CTC against the frozen token embeddings",
     )
 
     @classmethod
@@ -146,7 +149,7 @@ def _small() -> Preset:
         },
         connector={
             "widths": [288, 384],
-            "window": 14,
+            "window": 5,
             "queries": 1,
             "layers": 2,
             "hidden": 288,
@@ -156,9 +159,17 @@ def _small() -> Preset:
         backbone=Backbone(weights="earloom/smollm2-135m-instruct", tokenizer="earloom/smollm2-135m-instruct"),
         lora=LoRA(rank=8, alpha=32, targets=("q_proj", "v_proj")),
         recipe=Recipe(
-            stages=_stages(
-                Optimiser(lr=1e-3, weight_decay=0.05, warmup=0.05, final_lr=1e-5), epochs=(2, 1, 1), batch_tokens=300
-            ),
+            stages=[
+                Stage(
+                    name="pretrain",
+                    train=("connector",),
+                    loss="ctc",
+                    optimiser=Optimiser(lr=1e-3, weight_decay=0.05, warmup=0.1),
+                    epochs=6,
+                    batch_tokens=600,
+                ),
+                *_stages(Optimiser(lr=1e-3, weight_decay=0.05, warmup=0.1), epochs=(1, 1, 1), batch_tokens=300)[1:],
+            ],
             decoding=Decoding(max_new_tokens=64),
         ),
     )
