@@ -6,9 +6,9 @@ mixture, the optimiser and the stop rule. Nothing here imports torch.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 
 class Declared(BaseModel):
@@ -30,28 +30,63 @@ class Optimiser(Declared):
 
 
 class Curriculum(Declared):
-    """In which order the samples of an epoch come."""
+    """In which order the samples of an epoch come, each of them once whatever is set here.
 
-    order: Literal["random", "duration", "text"] = Field("random", description="random, or short clips / texts first")
+    `sorted` pacing takes them strictly in order. The others are the competence functions of Platanios et al. (NAACL
+    2019): at a share t of the epoch, samples are drawn at random from the easiest c(t) of them.
+    linear: c = start + (1 - start) t. root: c = sqrt(start² + (1 - start²) t). step: `levels` equal steps.
+    """
+
+    order: str = Field(
+        "random",
+        description="random; what is easy: duration, text, tokens, rate (letters a second), a numeric column of the "
+        "index; or tasks (in the recipe's order), modality (text, then audio)",
+    )
+    pacing: Literal["sorted", "linear", "root", "step"] = "sorted"
+    start: float = Field(0.1, gt=0, le=1, description="share of the samples that a paced curriculum starts with")
+    levels: int = Field(5, ge=1, description="steps of the step pacing")
     reverse: bool = False
     epochs: int = Field(1, ge=0, description="how many epochs keep the order; then random")
 
 
 class Stage(Declared):
-    """One stage of a recipe."""
+    """One stage of a recipe: mixture × freeze plan × optimiser × curriculum × stop rule."""
 
     name: str
     train: tuple[str, ...] = Field(description="parameter groups that learn: connector, lora, llm, embeddings, encoder")
     tasks: dict[str, float] = Field({"asr": 1.0}, description="task -> weight; see components/curriculum/tasks.py")
+    datasets: dict[str, float] = Field(
+        default_factory=dict, description="data set (first folder of the recordings' paths) -> weight; others 1"
+    )
+    temperature: float = Field(
+        1.0, gt=0, description="over data sets: shares go as size^(1/temperature); 1 = as they are, higher = more even"
+    )
     loss: Literal["lm", "ctc"] = Field("lm", description="next token on the labels, or CTC of the connector's output")
     optimiser: Optimiser = Field(default_factory=Optimiser)
+    groups: dict[str, Optimiser] = Field(
+        default_factory=dict, description="parameter group -> its own optimiser, where it differs from the stage's"
+    )
     epochs: float = Field(1.0, gt=0)
     max_steps: int | None = Field(None, gt=0, description="stop here even if epochs are left")
+    max_seconds: float | None = Field(None, gt=0, description="stop after this much training time")
+    patience: int | None = Field(
+        None, gt=0, description="stop when the loss on the dev split has not improved for so many checkpoints"
+    )
     batch_tokens: int = Field(1024, gt=0, description="tokens of a global batch, audio included")
     max_tokens: int = Field(2048, gt=0, description="longer samples are left out and counted")
-    layout: Literal["bucketed", "packed"] = "bucketed"
-    curriculum: Curriculum = Field(default_factory=Curriculum)
+    layout: Literal["auto", "bucketed", "packed"] = Field(
+        "auto",
+        description="rows of nearly equal length, or one row without padding; auto: the device's faster one",
+    )
+    mixing: int = Field(16, gt=0, description="shards whose samples are mixed at a time; reads stay within them")
+    curriculum: Curriculum = Field(default_factory=Curriculum, description="'none' for a random order")
     checkpoint_every: int = Field(50, gt=0, description="steps")
+    skip_batches: int = Field(3, ge=0, description="batches whose loss is not finite are skipped, at most so many")
+
+    @field_validator("curriculum", mode="before")
+    @classmethod
+    def no_curriculum(cls, given: Any) -> Any:
+        return {} if given in ("none", None) else given
 
 
 class Decoding(Declared):
