@@ -17,7 +17,7 @@ from fsspec import AbstractFileSystem
 
 T = TypeVar("T")
 
-WAITS = (0.5, 1.0, 2.0, 4.0)  # seconds between the tries of a call, give or take half
+WAITS = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 16.0)  # seconds between the tries of a call: an outage of half a minute passes
 
 # File systems that remember listings, which other processes make wrong.
 LISTED = ("s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "http", "https")

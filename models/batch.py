@@ -8,7 +8,6 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from models.rendering import IGNORED, Audio, Rendered
 
@@ -48,6 +47,11 @@ class Batch:
         return int((self.segments > 0).sum())
 
     @property
+    def padding(self) -> float:
+        """Share of the positions that no sample fills."""
+        return 1.0 - self.tokens / self.ids.numel()
+
+    @property
     def label_tokens(self) -> int:
         """Tokens that carry loss: the first of a row or segment is never predicted."""
         return int((self.targets() != IGNORED).sum())
@@ -66,7 +70,8 @@ class Batch:
     def attention_mask(self, dtype: torch.dtype) -> Tensor | None:
         """None where rows are full, `(rows, length)` for padding, additive `(rows, 1, length, length)` for packing.
 
-        Packed rows always get the dense mask: restarting position ids alone is silently wrong in transformers.
+        The dense mask of packed rows is for backbones that cannot take the borders of samples (models/attention.py);
+        restarting position ids alone are silently wrong in transformers.
         """
         if not self.packed:
             return None if bool((self.segments > 0).all()) else (self.segments > 0).long()
@@ -113,8 +118,19 @@ def collate(samples: Sequence[tuple[Rendered, Audio]], pad_id: int, layout: Layo
 
 
 def _stack(audios: list[Audio]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    roles = list(audios[0].features)
+    """Features as they are stored (a cache holds bfloat16), each copied once from where it lies."""
     with_audio = [audio for audio in audios if audio.features]
-    features = {role: pad_sequence([a.features[role].float() for a in with_audio], batch_first=True) for role in roles}
+    roles = list(with_audio[0].features) if with_audio else []
+    features = {role: padded([audio.features[role] for audio in with_audio]) for role in roles}
     lengths = {role: torch.tensor([len(a.features[role]) for a in with_audio]) for role in roles}
     return features, lengths
+
+
+def padded(clips: Sequence[Tensor]) -> Tensor:
+    """Clips, each `(frames, width)` → `(clips, longest, width)`, zero behind a clip's end."""
+    longest = max(map(len, clips))
+    rows = clips[0].new_empty(len(clips), longest, *clips[0].shape[1:])
+    for row, clip in zip(rows, clips, strict=True):
+        row[: len(clip)] = clip
+        row[len(clip) :] = 0
+    return rows

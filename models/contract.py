@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from models import attention
 from models.alignment import connector_ctc
 from models.batch import Batch
 from models.encoders import build_encoder
@@ -239,7 +240,7 @@ class SpeechLLM(PreTrainedModel):
         embedded: Tensor = self.llm.get_input_embeddings()(batch.ids)
         if not batch.features:
             return embedded
-        tokens, counts = self.connect(batch.features, batch.lengths)
+        tokens, counts = self.connect(self._features(batch), batch.lengths)
         valid = torch.arange(tokens.shape[1], device=tokens.device)[None] < counts[:, None]
         if int(counts.sum()) != len(batch.audio_rows):
             raise ValueError(
@@ -254,7 +255,7 @@ class SpeechLLM(PreTrainedModel):
         the connector's output against those rows of the embedding table, without a pass through the backbone.
         """
         if vocabulary is not None:
-            tokens, counts = self.connect(batch.features, batch.lengths)
+            tokens, counts = self.connect(self._features(batch), batch.lengths)
             labels = [row[(row != IGNORED) & (row != blank)] for row in batch.label_sequences()]
             table = self.llm.get_input_embeddings().weight
             return connector_ctc(tokens, counts, labels, table, vocabulary, blank), torch.tensor(sum(map(len, labels)))
@@ -266,12 +267,18 @@ class SpeechLLM(PreTrainedModel):
     def hidden(self, batch: Batch) -> Tensor:
         """Last hidden states of the backbone, `(rows, length, width)`."""
         embedded = self.embed(batch)
+        if batch.packed and self.llm.config._attn_implementation == attention.NAME:
+            attending = attention.packed_arguments(batch.segments)
+        else:
+            attending = {"attention_mask": batch.attention_mask(embedded.dtype)}
         return self.llm.get_decoder()(  # type: ignore[no-any-return]
-            inputs_embeds=embedded,
-            attention_mask=batch.attention_mask(embedded.dtype),
-            position_ids=batch.positions,
-            use_cache=False,
+            inputs_embeds=embedded, position_ids=batch.positions, use_cache=False, **attending
         ).last_hidden_state
+
+    def _features(self, batch: Batch) -> dict[str, Tensor]:
+        """Features in the precision of the connector: a cache holds bfloat16."""
+        dtype = next((p.dtype for p in self.connector.parameters()), torch.float32)
+        return {role: frames.to(dtype) for role, frames in batch.features.items()}
 
     @torch.inference_mode()
     def generate(
@@ -341,7 +348,7 @@ class SpeechLLM(PreTrainedModel):
 def _random_llm(config: dict[str, Any]) -> PreTrainedModel:
     kept = dict(config)
     built = AutoConfig.for_model(kept.pop("model_type"), **kept)
-    return AutoModelForCausalLM.from_config(built, attn_implementation="sdpa")  # type: ignore[no-any-return]
+    return AutoModelForCausalLM.from_config(built, attn_implementation=attention.NAME)  # type: ignore[no-any-return]
 
 
 def _group_of(name: str) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from models import attention
 from models.tokenizers.bytes import byte_tokenizer
 from models.weights.files import file_sha256
 from models.weights.store import CONVERTERS, DIGESTS, converted, damaged_files
@@ -74,7 +75,7 @@ def folder_digest(path: Path) -> str:
 
 
 def load_llm(reference: str | None, config: dict[str, Any] | None = None, seed: int = 0) -> PreTrainedModel:
-    """A causal language model in float32 and eval mode, with sdpa attention.
+    """A causal language model in float32 and eval mode, with the attention of models/attention.py.
 
     With a reference its weights, and `config` overrides entries of its configuration. Without one random weights
     from `seed` and `config`, which then needs `model_type`; on the meta device only shapes.
@@ -83,7 +84,7 @@ def load_llm(reference: str | None, config: dict[str, Any] | None = None, seed: 
     if reference is not None:
         folder = resolve(reference)
         model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.float32, attn_implementation="sdpa", **settings
+            folder, dtype=torch.float32, attn_implementation=attention.NAME, **settings
         )
         return model.eval()  # type: ignore[no-any-return]
     if "model_type" not in settings:
@@ -92,7 +93,7 @@ def load_llm(reference: str | None, config: dict[str, Any] | None = None, seed: 
         )
     chosen = AutoConfig.for_model(settings.pop("model_type"), **settings)
     with seeded(seed):
-        model = AutoModelForCausalLM.from_config(chosen, dtype=torch.float32, attn_implementation="sdpa")
+        model = AutoModelForCausalLM.from_config(chosen, dtype=torch.float32, attn_implementation=attention.NAME)
     return model.eval()  # type: ignore[no-any-return]
 
 

@@ -162,6 +162,71 @@ for _name, (_help, _example) in STAGES.items():
     app.command(_name, help=_help, epilog=f"Example: {_example}")(_stage_command(_name))
 
 
+Stage = Annotated[str | None, typer.Option("--stage", help="Stage of the recipe; default: all, or the first.")]
+
+
+@app.command(epilog="Example: earloom plan --arch salmonn --data my_recordings/ curriculum.order=duration")
+def plan(
+    arch: Arch,
+    data: Data,
+    recipe: RecipeFile = None,
+    lake: Lake = None,
+    stage: Stage = None,
+    settings: Settings = None,
+) -> None:
+    """In which order training will see the samples: computed before it starts, as a table and a page to look at.
+
+    Needs the stages ingest and cache. Training uses the very plan that is shown.
+    """
+    from pipelines.looking import show_plans
+
+    show_plans(_config(arch, data, recipe, lake, settings), stage)
+
+
+@app.command(
+    epilog="Example: earloom explain --arch funasr_llm --data my_recordings/ --stage lora --step 3 --page x.html"
+)
+def explain(
+    arch: Arch,
+    data: Data,
+    recipe: RecipeFile = None,
+    lake: Lake = None,
+    stage: Stage = None,
+    step: Annotated[int, typer.Option(help="Which global batch of the stage, from 0.")] = 0,
+    clip: Annotated[str | None, typer.Option(help="Key of one clip instead of a batch.")] = None,
+    page: Annotated[str | None, typer.Option(help="Also write an HTML page here.")] = None,
+    settings: Settings = None,
+) -> None:
+    """Each token of a batch: its text, whether it is audio, its position, and whether it is learnt and how much.
+
+    Needs the stages ingest and cache. The batch is made by the code that makes it in training.
+    """
+    from pathlib import Path
+
+    from pipelines.looking import explain_stage
+
+    config = _config(arch, data, recipe, lake, settings)
+    explain_stage(config, stage, step, clip, Path(page) if page else None)
+
+
+@app.command("fit-memory", epilog="Example: earloom fit-memory --arch salmonn --data my_recordings/ preset=paper")
+def fit_memory(
+    arch: Arch,
+    data: Data,
+    recipe: RecipeFile = None,
+    lake: Lake = None,
+    stage: Stage = None,
+    settings: Settings = None,
+) -> None:
+    """Find how many tokens fit into memory at a time and which form of a batch is faster, with a few probes.
+
+    Kept in the lake for this architecture, sizes, freeze plan and device; training uses it from then on.
+    """
+    from pipelines.fit import fit_stages
+
+    fit_stages(_config(arch, data, recipe, lake, settings), stage)
+
+
 @app.command(epilog='Example: earloom listen funasr_llm-demo@candidate clip.wav "Transcribe speech to text."')
 def listen(
     model: Annotated[str, typer.Argument(help="NAME, NAME@alias or NAME/version of a registered model.")],

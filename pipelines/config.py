@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
+from components.training.compute import Compute
 from models.recipe import Declared
 
 
@@ -32,7 +33,10 @@ class RunConfig(Declared):
     )
     dataset: str | None = Field(None, description="name of the data set; default: the folder's name")
     per_shard: int = Field(256, ge=1, description="recordings a shard")
-    workers: int = Field(1, ge=1, description="training processes (DDP)")
+    workers: int = Field(1, ge=1, description="training processes")
+    compute: Compute = Field(
+        default_factory=Compute, description="how training is computed; what is learnt does not depend on it"
+    )
     cpus: int = Field(0, ge=0, description="CPU cores to use; 0 = all")
     ray_address: str | None = Field(
         None, description="a running Ray cluster; default: start one here and stop it after"

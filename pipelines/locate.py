@@ -143,6 +143,11 @@ class Workspace:
             placed.append((stage, storage.join(self.config.lake, "runs", self.config.arch, "stages", name)))
         return placed
 
+    @property
+    def fits(self) -> str:
+        """Where `earloom fit-memory` keeps what it found."""
+        return storage.join(self.config.lake, "fits")
+
     @cached_property
     def run_root(self) -> str:
         judged = [

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 from pipelines.config import RunConfig
 
 Model = TypeVar("Model", bound=BaseModel)
+EVERY = "*"  # in a dotted key: every item of a list
 
 
 class WrongSetting(ValueError):
@@ -30,13 +31,22 @@ def parse_words(words: list[str]) -> dict[str, Any]:
 
 
 def run_config(settings: dict[str, Any]) -> RunConfig:
-    """Settings whose first name is a field of RunConfig set that; the others change the preset."""
+    """Settings whose first name is a field of RunConfig set that; the others change the preset.
+
+    `curriculum` and what is below it hold for every stage: `curriculum=none`, `curriculum.reverse=true`.
+    """
     own = {key: value for key, value in settings.items() if key in RunConfig.model_fields}
-    rest = {key: value for key, value in settings.items() if key not in RunConfig.model_fields}
+    nested = {key: value for key, value in settings.items() if key.partition(".")[0] in RunConfig.model_fields}
+    rest = {_for_all_stages(key): value for key, value in settings.items() if key not in nested}
     try:
-        return RunConfig.model_validate(own | {"set": own.get("set", {}) | rest})
+        config = RunConfig.model_validate(own | {"set": own.get("set", {}) | rest})
     except ValidationError as error:
         raise WrongSetting(_first_line(error)) from None
+    return changed(config, {key: value for key, value in nested.items() if key not in own})
+
+
+def _for_all_stages(key: str) -> str:
+    return f"recipe.stages.{EVERY}.{key}" if key.partition(".")[0] == "curriculum" else key
 
 
 def changed(model: Model, changes: dict[str, Any], also: list[str] | None = None) -> Model:
@@ -69,7 +79,7 @@ def read_recipe_file(path: str) -> dict[str, Any]:
 def _dotted(tree: dict[str, Any], prefix: str) -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in tree.items():
-        if isinstance(value, dict) and key not in ("tasks", "config", "set"):
+        if isinstance(value, dict) and key not in ("tasks", "datasets", "groups", "config", "set"):
             flat |= _dotted(value, f"{prefix}{key}.")
         else:
             flat[f"{prefix}{key}"] = value
@@ -78,13 +88,16 @@ def _dotted(tree: dict[str, Any], prefix: str) -> dict[str, Any]:
 
 def _set(tree: Any, whole: str, path: list[str], value: Any, also: list[str]) -> None:
     name, rest = path[0], path[1:]
-    if isinstance(tree, list):
+    if isinstance(tree, list) and name == EVERY:
+        for item in tree:
+            _set(item, whole, rest, value, also)
+    elif isinstance(tree, list):
         names = [item["name"] for item in tree]
         if name not in names:
             raise WrongSetting(_unknown(whole, name, names))
         _set(tree[names.index(name)], whole, rest, value, also)
     elif not isinstance(tree, dict) or (
-        name not in tree and whole.split(".")[-2:-1] not in (["tasks"], ["config"], ["connector"])
+        name not in tree and whole.split(".")[-2:-1] not in (["tasks"], ["datasets"], ["groups"], ["config"], ["connector"])
     ):
         raise WrongSetting(_unknown(whole, name, [*(tree if isinstance(tree, dict) else []), *also]))
     elif rest and tree[name] is not None:

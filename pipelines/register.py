@@ -25,13 +25,13 @@ from components.schema import StageReport
 from components.shards.index import read_rows
 from components.shards.reader import ShardReader
 from components.training.checkpoint import load_weights
+from components.training.history import read_metrics
 from infra import storage
 from models.contract import SpeechLLM
 from models.pretrained import folder_digest, load_tokenizer, resolve
 from pipelines.config import RunConfig
 from pipelines.evaluate import read_hypotheses, read_scores
 from pipelines.locate import Workspace
-from pipelines.workers.train import read_metrics
 from pipelines.workspace import workspace
 
 REGISTERED, REPORT = "registered.json", "report.html"

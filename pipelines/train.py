@@ -70,18 +70,26 @@ def train_stages(work: Workspace) -> list[StageReport]:
     return reports
 
 
-def _fit(work: Workspace) -> None:
-    stages = work.stages  # asks for the features: a missing cache is said before workers start
-    progress = storage.join(stages[-1][1], "progress")
-    settings = {
+def training_settings(work: Workspace) -> dict[str, Any]:
+    """What training workers are told; asks for the features, so a missing cache is said before workers start."""
+    stages = work.stages
+    return {
         "arch": work.config.arch,
         "preset": work.preset.model_dump(mode="json"),
         "seed": work.preset.recipe.seed + work.config.seed,
         "inputs": work.model_inputs,
         "audio_root": work.audio_root,
-        "progress": progress,
+        "progress": storage.join(stages[-1][1], "progress"),
+        "compute": work.config.compute.model_dump(mode="json"),
+        "fits": work.fits,
+        "tensorboard": storage.join(stages[-1][1], "tensorboard"),
         "stages": [(stage.model_dump(mode="json"), url) for stage, url in stages],
     }
+
+
+def _fit(work: Workspace) -> None:
+    settings = training_settings(work)
+    progress = settings["progress"]
     over = threading.Event()
     watcher = threading.Thread(target=_watch, args=(storage.join(progress, "progress.json"), over), daemon=True)
     watcher.start()

@@ -1,87 +1,157 @@
-"""From a plan to batches: reads features, renders conversations, lays rows out."""
+"""From a plan to batches: picks the samples of a step, reads their features, renders and lays them out, ahead of time.
+
+The whole state of the loader is the step, one integer. Nothing of a batch depends on how many steps were loaded before,
+on the number of workers or on how far ahead batches are made.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from typing import Any, TypeVar
 
 import numpy as np
-import torch
 from transformers import PreTrainedTokenizerBase
 
-from components.batching.plan import Plan, plan_stage, rank_slice
-from components.curriculum.tasks import TaskSample, generic_name, select
+from components.batching.measure import ReadAudio, Render, measure
+from components.batching.plan import Layout, Plan, plan_stage, rank_slice
+from components.batching.samples import Ints, Samples
+from components.curriculum.tasks import TaskSample, samples_of
 from models.batch import Batch, collate
 from models.contract import SpeechLLM
 from models.recipe import Stage
 from models.rendering import IGNORED, Audio, Rendered
 
-ReadAudio = Callable[[str], Audio]  # key of a clip -> its cached features or units
+T = TypeVar("T")
+AHEAD = 2  # steps whose batches are made while the model computes
 
 
 @dataclass(frozen=True)
 class StageData:
     """The samples of a stage, their plan, and how to read them."""
 
-    samples: tuple[TaskSample, ...]
-    rendered: tuple[Rendered, ...]
-    seconds: np.ndarray
+    stage: Stage
+    rows: Sequence[dict[str, Any]]
+    samples: Samples
     plan: Plan
     read: ReadAudio
+    render: Render
     pad_id: int
-    layout: str
+
+    def sample(self, number: int) -> TaskSample:
+        """The conversation of a sample."""
+        task = self.samples.tasks[int(self.samples.task[number])]
+        return samples_of(self.rows[int(self.samples.row[number])], task)[0]
+
+    def keys(self, step: int) -> list[str]:
+        """Keys of the clips of a global batch."""
+        return [str(self.rows[int(row)]["key"]) for row in self.samples.row[self.plan.batch(step)]]
 
     def shares(self, step: int) -> dict[str, float]:
         """Share of each task in a global batch."""
-        tasks = [self.samples[i].task for i in self.plan.batches[step]]
-        return {task: tasks.count(task) / len(tasks) for task in sorted(set(tasks))}
+        counts = np.bincount(self.samples.task[self.plan.batch(step)], minlength=len(self.samples.tasks))
+        named = zip(self.samples.tasks, (counts / counts.sum()).tolist(), strict=True)
+        return dict(sorted((task, share) for task, share in named if share))
+
+    def labels(self, step: int) -> int:
+        """Tokens of a global batch that carry loss."""
+        return int(self.samples.labels[self.plan.batch(step)].sum())
 
 
 def stage_data(
-    stage: Stage, rows: Sequence[dict], model: SpeechLLM, tokenizer: PreTrainedTokenizerBase, read: ReadAudio, seed: int
+    stage: Stage,
+    rows: Sequence[dict[str, Any]],
+    model: SpeechLLM,
+    tokenizer: PreTrainedTokenizerBase,
+    read: ReadAudio,
+    seed: int,
+    layout: Layout = "bucketed",
 ) -> StageData:
-    """Select, measure and order the samples of a stage. The result may hold no batch if no row has the fields."""
-    samples = select(rows, stage.tasks)
-    seconds_of = {row["key"]: row["seconds"] for row in rows}
-    rendered = [model.render(tokenizer, list(s.messages), read(s.key)) for s in samples]
-    lengths = np.array(
-        [len(r) if stage.loss == "lm" or alignable(r) else stage.max_tokens + 1 for r in rendered], dtype=np.int64
-    )
-    weights = np.array([stage.tasks.get(s.task, stage.tasks.get(generic_name(s.task), 0.0)) for s in samples])
-    seconds = np.array([seconds_of[s.key] for s in samples])
-    difficulty = (
-        seconds if stage.curriculum.order == "duration" else np.array([float(len(s.reference)) for s in samples])
-    )
-    plan = plan_stage(stage, lengths, weights, difficulty, seed)
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    return StageData(tuple(samples), tuple(rendered), seconds, plan, read, int(pad), stage.layout)
+    """Measure and order the samples of a stage. The result may hold no batch if no row has what its tasks need."""
+    render = renderer(model, tokenizer)
+    samples = measure(stage, rows, read, render)
+    return StageData(stage, rows, samples, plan_stage(stage, samples, seed, layout), read, render, pad_id(tokenizer))
 
 
-def alignable(rendered: Rendered) -> bool:
-    """Whether CTC has a position for each label and one more between equal ones; samples without are left out."""
-    labels = [label for label in rendered.labels if label != IGNORED][:-1]  # the end token is the blank
-    return len(labels) + sum(one == other for one, other in pairwise(labels)) <= len(rendered.audio_at)
+def renderer(model: SpeechLLM, tokenizer: PreTrainedTokenizerBase) -> Render:
+    """How a sample and its audio become a token sequence."""
+    return lambda sample, audio: model.render(tokenizer, list(sample.messages), audio)
 
 
-def load_batch(data: StageData, step: int, rank: int, world: int) -> Batch:
-    """What `rank` of `world` computes at `step`.
+def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The id that fills rows; it carries no loss and nothing attends to it."""
+    return int(tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id)
+
+
+def global_batch(data: StageData, step: int) -> Ints:
+    """The samples of a step, longest first, so that every rank gets lengths alike."""
+    batch = data.plan.batch(step)
+    return batch[np.argsort(-data.samples.tokens[batch], kind="stable")]
+
+
+def load_step(
+    data: StageData, step: int, rank: int = 0, world: int = 1, micro_tokens: int | None = None, even: bool = False
+) -> list[Batch]:
+    """The micro-batches that `rank` of `world` computes at `step`, each of at most `micro_tokens` tokens (None: one).
 
     A rank without samples gets one whose labels are masked: it takes part in the gradient exchange and adds nothing.
+    `even` gives every rank as many micro-batches (FSDP exchanges in each of them).
     """
-    indices = data.plan.batches[step]
-    mine = rank_slice(indices, rank, world)
-    pairs = [_with_audio(data, int(i)) for i in (mine if len(mine) else indices[:1])]
-    if not len(mine):
+    whole = global_batch(data, step)
+    parts = [_micro(data, rank_slice(whole, r, world), micro_tokens) for r in (range(world) if even else [rank])]
+    mine = parts[rank if even else 0]
+    batches = [batch_of(data, part) for part in mine]
+    idle = max(map(len, parts)) - len(mine) if even else 0
+    return batches + [batch_of(data, whole[-1:], masked=True) for _ in range(idle or not batches)]
+
+
+def prefetched(make: Callable[[int], T], steps: range, ahead: int = AHEAD) -> Iterator[tuple[int, T]]:
+    """`(step, make(step))` in order, made in a thread while the caller works on earlier ones."""
+    with ThreadPoolExecutor(1, thread_name_prefix="loader") as pool:
+        waiting: deque[tuple[int, Future[T]]] = deque()
+        try:
+            for step in steps:
+                waiting.append((step, pool.submit(make, step)))
+                if len(waiting) > ahead:
+                    at, made = waiting.popleft()
+                    yield at, made.result()
+            while waiting:
+                at, made = waiting.popleft()
+                yield at, made.result()
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _micro(data: StageData, mine: Ints, micro_tokens: int | None) -> list[Ints]:
+    """Cut samples, longest first, into pieces of at most `micro_tokens` tokens, rows' padding included."""
+    if micro_tokens is None or not len(mine):
+        return [mine] if len(mine) else []
+    pieces: list[list[int]] = [[]]
+    used = longest = 0
+    for number in mine.tolist():
+        length = int(data.samples.tokens[number])
+        longest = max(longest, length)
+        used += length
+        size = used if data.plan.layout == "packed" else longest * (len(pieces[-1]) + 1)
+        if size > micro_tokens and pieces[-1]:
+            pieces.append([])
+            used = longest = length
+        pieces[-1].append(number)
+    return [np.array(piece) for piece in pieces]
+
+
+def batch_of(data: StageData, numbers: Ints, layout: Layout | None = None, masked: bool = False) -> Batch:
+    """Some samples as one batch, in the plan's layout or another; `masked`: without labels."""
+    pairs = [_load(data, int(number)) for number in numbers]
+    if masked:
         pairs = [(replace(rendered, labels=[IGNORED] * len(rendered)), audio) for rendered, audio in pairs]
-    return collate(pairs, data.pad_id, "packed" if data.layout == "packed" else "right")
+    return collate(pairs, data.pad_id, "packed" if (layout or data.plan.layout) == "packed" else "right")
 
 
-def label_ids(data: StageData) -> torch.Tensor:
-    """Every token id that the stage's labels use, sorted."""
-    return torch.tensor(sorted({label for rendered in data.rendered for label in rendered.labels if label != IGNORED}))
-
-
-def _with_audio(data: StageData, index: int) -> tuple[Rendered, Audio]:
-    rendered = data.rendered[index]
-    return rendered, data.read(data.samples[index].key) if rendered.audio_at else Audio()
+def _load(data: StageData, number: int) -> tuple[Rendered, Audio]:
+    sample = data.sample(number)
+    audio = data.read(sample.key)
+    rendered = data.render(sample, audio)
+    return rendered, audio if rendered.audio_at else Audio()

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-Ints = NDArray[np.integer]
-Floats = NDArray[np.floating]
+Ints = NDArray[np.integer[Any]]
+Floats = NDArray[np.floating[Any]]
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,7 @@ class Samples:
     tokens: length of the rendered sequence, audio included. labels: how many of them carry loss; 0 = the sample cannot
     be used (CTC without enough positions). seconds: of audio. audio: whether its sequence has audio.
     measures: numeric columns of the index that a curriculum may order by, such as `text_length`.
+    label_ids: `(ids,)` sorted, every token id that CTC labels use; empty for other losses.
     """
 
     row: Ints
@@ -33,6 +35,7 @@ class Samples:
     tasks: tuple[str, ...]
     collections: tuple[str, ...]
     measures: dict[str, Ints | Floats] = field(default_factory=dict)
+    label_ids: Ints = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
 
     def __len__(self) -> int:
         return len(self.row)

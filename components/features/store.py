@@ -3,22 +3,34 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import zlib
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
-from safetensors.torch import load
 from torch import Tensor
 
 from components.digest import digest
+from components.features.index import Place, Places, index_bytes, parse_index
 from components.features.key import fingerprint
+from components.features.mapped import Bytes, check_member, map_file, tensor_before
 from components.features.parts import FeaturePart, finished_part
 from components.schema import AudioManifest, FeatureManifest
-from infra.storage import exists, join, open_read, publish_bytes, read_bytes, read_json, read_range, size, write_bytes
+from infra.storage import (
+    exists,
+    is_local,
+    join,
+    local_path,
+    open_read,
+    publish_bytes,
+    read_bytes,
+    read_json,
+    read_range,
+    size,
+    write_bytes,
+)
 
 MANIFEST = "manifest.json"
 INDEX = "features.parquet"
@@ -28,20 +40,15 @@ BUFFER = 8 << 20  # bytes
 REMEDY = "remove {root}/" + MANIFEST + " and run the cache stage again, finished shards are kept"
 
 
-class Place(NamedTuple):
-    """Where the features of a clip lie; the columns of `features.parquet` besides the key."""
-
-    shard: str
-    offset: int  # of the safetensors bytes in the tar
-    size: int  # bytes
-    frames: int
-    crc32: int  # of the safetensors bytes
-
-
 class FeatureStore:
-    """Reads a finished cache at `root_url`; holds no open file, so it may be shared by threads and processes.
+    """Reads a finished cache at `root_url`: from memory maps where it is local, by ranges where it is remote.
 
-    FileNotFoundError if the cache is not finished, ValueError if its index is damaged.
+    Shards are immutable: they are published whole and never written again. So a local shard is mapped once, when its
+    first clip is read, and a clip is checked once, the first time that this process reads it.
+
+    It holds no open file and no lock. Threads may share it: what they could do twice (to map a shard, to check a clip)
+    has the same result. A forked process goes on with the maps of its parent; pickled, the store is its URL, and is
+    opened again. FileNotFoundError if the cache is not finished, ValueError if its index is damaged.
     """
 
     def __init__(self, root_url: str) -> None:
@@ -56,6 +63,12 @@ class FeatureStore:
                 f"{join(root_url, INDEX)} or its manifest is damaged, they do not belong together: "
                 f"{REMEDY.format(root=root_url)}"
             )
+        self.local = is_local(root_url)
+        self.maps: dict[str, Bytes] = {}  # by name of the shard
+        self.checked = bytearray(len(self.places))  # 1 for each clip that is known to be whole
+
+    def __reduce__(self) -> tuple[type[FeatureStore], tuple[str]]:
+        return type(self), (self.root,)
 
     def __len__(self) -> int:
         return len(self.places)
@@ -73,10 +86,7 @@ class FeatureStore:
 
     def place(self, key: str) -> Place:
         """Where a clip lies; KeyError that names the cache if it has none."""
-        try:
-            return self.places[key]
-        except KeyError:
-            raise KeyError(f"clip {key!r} is not in the feature cache {self.root}") from None
+        return self.places.at(self._row(key))
 
     def frames(self, key: str) -> int:
         """Frames of a clip, from the index."""
@@ -85,14 +95,22 @@ class FeatureStore:
     def load(self, key: str) -> Tensor:
         """Features `(frames, width)` bfloat16 of a clip, or its units `(frames,)` int32.
 
-        Reads only the bytes of that clip and checks them: ValueError if they are damaged.
+        From a local cache it is a view of the shard, which no copy is made of and which may outlive the store: clone
+        it before you write into it. FileNotFoundError if the shard is missing, ValueError if the clip is damaged.
         """
-        place = self.place(key)
-        url = join(self.root, place.shard)
-        data = read_range(url, place.offset, place.size)
-        if len(data) != place.size or zlib.crc32(data) != place.crc32:
-            raise ValueError(f"clip {key!r} in {url} is damaged: {_remedy(self.root, place.shard)}")
-        return load(data)[self.manifest.kind]
+        row = self._row(key)
+        place = self.places.at(row)
+        if not self.local:
+            data = bytearray(read_range(join(self.root, place.shard), place.offset, place.size))
+            self._check(key, place, member := np.frombuffer(data, np.uint8))
+            return tensor_before(member, place.size, self.manifest.kind, self._shape(place))
+        if not self.checked[row]:
+            self._check_mapped(key, place)
+            self.checked[row] = 1
+        shard = self.maps.get(place.shard)
+        if shard is None:
+            shard = self._map(place.shard)
+        return tensor_before(shard, place.offset + place.size, self.manifest.kind, self._shape(place))
 
     def verify(self) -> None:
         """Read every shard and compare its sha256 with the manifest's; ValueError that names those that differ."""
@@ -105,6 +123,44 @@ class FeatureStore:
                 f"{len(damaged)} of {len(shards)} shards in {self.root} are damaged or "
                 f"missing ({', '.join(damaged[:5])}): {_remedy(self.root, damaged[0])}"
             )
+
+    def _row(self, key: str) -> int:
+        try:
+            return self.places.rows[key]
+        except KeyError:
+            raise KeyError(f"clip {key!r} is not in the feature cache {self.root}") from None
+
+    def _shape(self, place: Place) -> tuple[int, ...]:
+        return (place.frames, self.manifest.width) if self.manifest.kind == "features" else (place.frames,)
+
+    def _map(self, name: str) -> Bytes:
+        return self.maps.setdefault(name, map_file(local_path(join(self.root, name))))  # the first of two threads wins
+
+    def _check_mapped(self, key: str, place: Place) -> None:
+        """`_check` of a clip in a local shard, which is mapped if it is not yet."""
+        url, end = join(self.root, place.shard), place.offset + place.size
+        if not exists(url):
+            raise FileNotFoundError(f"{url} is missing: run the cache stage again, only this shard is made anew")
+        try:
+            if size(url) < end:  # to touch a map behind the end of its file would kill the process
+                raise ValueError(f"clip {key!r} in {url} is damaged: {_remedy(self.root, place.shard)}")
+            shard = self.maps.get(place.shard)
+            self._check(key, place, (self._map(place.shard) if shard is None else shard)[place.offset : end])
+        except ValueError:
+            self.maps.pop(place.shard, None)  # the remedy puts another file there
+            raise
+
+    def _check(self, key: str, place: Place, member: Bytes) -> None:
+        """ValueError if the safetensors bytes of a clip are not those that were published, or not what they claim."""
+        url = join(self.root, place.shard)
+        if len(member) != place.size or zlib.crc32(member) != place.crc32:
+            raise ValueError(f"clip {key!r} in {url} is damaged: {_remedy(self.root, place.shard)}")
+        try:
+            check_member(member, self.manifest.kind, self._shape(place))
+        except ValueError as error:
+            raise ValueError(
+                f"clip {key!r} in {url} does not fit the index ({error}): {_remedy(self.root, place.shard)}"
+            ) from error
 
 
 def publish_features(feature_root: str, key: dict[str, Any], audio: AudioManifest) -> FeatureManifest:
@@ -123,11 +179,11 @@ def publish_features(feature_root: str, key: dict[str, Any], audio: AudioManifes
         )
     parts = [part for part in found if part is not None]
     _check_parts(feature_root, key, parts)
-    places = {
-        row.key: Place(part.shard.name, row.offset, row.size, row.frames, row.crc32)
+    places = Places.of(
+        (row.key, Place(part.shard.name, row.offset, row.size, row.frames, row.crc32))
         for part in parts
         for row in part.rows
-    }
+    )
     manifest = FeatureManifest(
         kind=key["kind"],
         fingerprint=fingerprint(key),
@@ -175,33 +231,16 @@ def up_to_date(feature_root: str, audio: AudioManifest) -> FeatureManifest | Non
     return manifest if complete else None
 
 
-def content_digest(manifest: FeatureManifest, places: dict[str, Place]) -> str:
+def content_digest(manifest: FeatureManifest, places: Places) -> str:
     """Digest of a cache: all that its manifest says, the digest aside, and its index."""
-    total = hashlib.sha256()
-    for name, place in places.items():
-        total.update(f"{name} {tuple(place)}\n".encode())
-    return digest(manifest.model_dump(mode="json", exclude={"digest"}) | {"index": total.hexdigest()})
+    return digest(manifest.model_dump(mode="json", exclude={"digest"}) | {"index": places.sha256()})
 
 
-def index_bytes(places: dict[str, Place]) -> bytes:
-    """`features.parquet`: key, shard, offset and size in bytes of the safetensors in the tar, frames, crc32."""
-    columns: dict[str, Any] = {"key": pa.array(list(places), pa.string())}
-    for i, name in enumerate(Place._fields):
-        kind = pa.string() if name == "shard" else pa.int64()
-        columns[name] = pa.array([place[i] for place in places.values()], kind)
-    buffer = io.BytesIO()
-    pq.write_table(pa.table(columns), buffer, compression="zstd")
-    return buffer.getvalue()
-
-
-def read_places(feature_root: str) -> dict[str, Place]:
-    """The index of a cache: key → shard and row, in stored order. ValueError if it cannot be read."""
+def read_places(feature_root: str) -> Places:
+    """The index of a cache. ValueError if it cannot be read."""
     url = join(feature_root, INDEX)
     try:
-        table = pq.read_table(io.BytesIO(read_bytes(url)))
-        columns = [table.column(name).to_pylist() for name in Place._fields]
-        keys: list[Any] = table.column("key").to_pylist()
-        return dict(zip(keys, map(Place._make, zip(*columns, strict=True)), strict=True))
+        return parse_index(read_bytes(url))
     except (pa.ArrowException, OSError, ValueError, KeyError) as error:
         raise ValueError(f"{url} cannot be read ({error}): {REMEDY.format(root=feature_root)}") from error
 

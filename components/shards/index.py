@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, overload
 
 import pyarrow as pa
+import pyarrow.compute
 import pyarrow.parquet as pq
 
 from components.schema import AudioManifest, Clip, Strict
@@ -160,9 +161,41 @@ def read_index(root_url: str, columns: Sequence[str] | None = None) -> pa.Table:
     return table
 
 
-def read_rows(root_url: str) -> list[dict[str, Any]]:
-    """The index as dictionaries whose JSON columns are read: what planning and tasks work on. Raises as read_index."""
-    rows: list[dict[str, Any]] = read_index(root_url).to_pylist()
-    for row in rows:
-        row.update({name: json.loads(row[name]) for name in JSON_COLUMNS})
-    return rows
+class Rows(Sequence[dict[str, Any]]):
+    """Rows of an index as dictionaries whose JSON columns are read, made when they are asked for: a table of ten
+    million rows stays a table."""
+
+    def __init__(self, table: pa.Table) -> None:
+        self.table = table.combine_chunks()
+
+    def __len__(self) -> int:
+        return int(self.table.num_rows)
+
+    @overload
+    def __getitem__(self, at: int) -> dict[str, Any]: ...
+    @overload
+    def __getitem__(self, at: slice) -> Rows: ...
+    def __getitem__(self, at: int | slice) -> dict[str, Any] | Rows:
+        if isinstance(at, slice):
+            start, stop, step = at.indices(len(self))
+            return Rows(self.table.take(list(range(start, stop, step))))
+        if not -len(self) <= at < len(self):
+            raise IndexError(f"row {at} of {len(self)}")
+        return _read(self.table.slice(at % len(self), 1).to_pylist()[0])
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        for batch in self.table.to_batches(max_chunksize=4096):
+            yield from map(_read, batch.to_pylist())
+
+    def where(self, column: str, value: Any) -> Rows:
+        """The rows whose `column` has this value, in their order."""
+        return Rows(self.table.filter(pa.compute.field(column) == value))
+
+
+def _read(row: dict[str, Any]) -> dict[str, Any]:
+    return row | {name: json.loads(row[name]) for name in JSON_COLUMNS}
+
+
+def read_rows(root_url: str) -> Rows:
+    """The index as dictionaries: what planning and tasks work on. Raises as read_index."""
+    return Rows(read_index(root_url))

@@ -2,33 +2,37 @@
 
 Works alone, in a notebook, in a test or as one of several Ray Train workers: what it needs from the scheduler is
 the small `Scheduler` protocol. Killed at any moment, the next call goes on from the newest complete checkpoint and sees
-the batches that the killed one would have seen.
+the batches that the killed one would have seen, on the same number of workers or another.
 """
 
 from __future__ import annotations
 
-import json
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, fields
 from functools import partial
 from typing import Any, Protocol
 
 import torch
-import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from components.batching.loader import StageData, label_ids, load_batch
-from components.training.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint, save_tensors
+from components.batching.loader import StageData, load_step, prefetched
+from components.training import memory
+from components.training.checkpoint import Checkpoints, save_tensors
+from components.training.compute import Compute
+from components.training.faults import BadBatches
+from components.training.history import join_segments, write_segment
+from components.training.optimiser_state import moments
+from components.training.optimisers import build_optimiser, set_rates
+from components.training.parallel import add_up, prepare, uses_fsdp, whole
 from components.training.precision import autocast, compute_dtype
-from components.training.schedule import learning_rate
+from components.training.step import Outcome, StepLoss, Stepper, run_step, step_seed
+from components.training.watch import Watch
 from infra import storage
 from models.batch import Batch
 from models.contract import SpeechLLM
 from models.recipe import Stage
-
-METRICS = "metrics.jsonl"
 
 
 class Scheduler(Protocol):
@@ -53,7 +57,7 @@ class Alone:
 
 @dataclass
 class StageLoop:
-    """What the steps of a stage share."""
+    """What the steps of a stage share. `held_out` is the dev split, for stages that stop on a plateau."""
 
     stage: Stage
     data: StageData
@@ -62,112 +66,209 @@ class StageLoop:
     url: str
     seed: int
     scheduler: Scheduler
+    compute: Compute = field(default_factory=Compute)
+    held_out: StageData | None = None
+
+
+@dataclass
+class Place:
+    """Where a stage is: all that a checkpoint holds besides tensors. Random numbers follow from seed and step."""
+
+    step: int = 0
+    seconds: float = 0.0  # of training so far, over all attempts
+    skipped: int = 0  # batches without a finite loss
+    best: float | None = None  # lowest loss on the dev split
+    waited: int = 0  # checkpoints since then
+    over: bool = False  # a stop rule was met
+
+    @classmethod
+    def read(cls, state: dict[str, Any]) -> Place:
+        return cls(**{f.name: state[f.name] for f in fields(cls)})
 
 
 def train_stage(loop: StageLoop, trained_before: list[str]) -> list[str]:
     """Train the stage's parameter groups to its end and publish `<url>/weights.safetensors`.
 
     Returns the names of all parameters trained so far, those of earlier stages (`trained_before`) included.
-    Raises FloatingPointError on a loss that is not finite, with the keys of the batch.
+    Raises FloatingPointError when more batches than `stage.skip_batches` had no finite loss, OutOfMemory when not even
+    one sample fits.
     """
-    stage, model, scheduler = loop.stage, loop.model, loop.scheduler
-    learning = model.freeze(stage.train)
+    learning = loop.model.freeze(loop.stage.train)
     trained = sorted({*trained_before, *learning})
-    optimiser = torch.optim.AdamW(
-        [p for p in model.parameters() if p.requires_grad],
-        lr=stage.optimiser.lr,
-        betas=stage.optimiser.betas,
-        weight_decay=stage.optimiser.weight_decay,
-        fused=True,
-    )
-    first, metrics = _resume(loop, optimiser)
-    wrapped = nn.parallel.DistributedDataParallel(model) if scheduler.world > 1 else model
-    step_loss = _step_loss(loop, wrapped)
-    model.train()
-    for step in range(first, len(loop.data.plan)):
-        began = time.monotonic()
-        measured = _step(loop, step, step_loss, optimiser)
-        measured["tokens_per_second"] = measured["tokens"] / (time.monotonic() - began)
-        metrics.append(measured)
-        scheduler.report(measured | {"steps": len(loop.data.plan)})
-        if (step + 1) % stage.checkpoint_every == 0 and scheduler.rank == 0:
-            _write_metrics(loop.url, metrics)
-            save_checkpoint(
-                storage.join(loop.url, "checkpoints"), step + 1, model, trained, optimiser, {"stage": stage.name}
-            )
-    model.eval()
-    if scheduler.rank == 0:
-        parameters = dict(model.named_parameters())
-        _write_metrics(loop.url, metrics)
-        save_tensors(storage.join(loop.url, "weights.safetensors"), {name: parameters[name] for name in trained})
+    stepper = make_stepper(loop)
+    checkpoints = Checkpoints(storage.join(loop.url, "checkpoints"), loop.scheduler.rank, loop.scheduler.world)
+    place = _resume(checkpoints, _tensors(loop.model, stepper, trained))
+    loop.model.train()
+    lines: list[dict[str, Any]] = []
+    for line in _steps(loop, stepper, place):
+        lines.append(line)
+        place.over = place.step == len(loop.data.plan) or _time_is_up(loop, place)
+        if place.over or place.step % loop.stage.checkpoint_every == 0:
+            score = _check(loop, stepper, place, lines)
+            if loop.scheduler.rank == 0:
+                write_segment(loop.url, place.step, lines)
+            checkpoints.save(place.step, _tensors(loop.model, stepper, trained), asdict(place), score)
+            lines = []
+        if place.over:
+            break
+    checkpoints.wait()
+    if loop.stage.patience is not None and (best := checkpoints.best()) is not None:
+        checkpoints.load(best, _tensors(loop.model, stepper, trained))
+    loop.model.eval()
+    parameters = dict(loop.model.named_parameters())
+    final = {name: whole(parameters[name]) for name in trained}
+    if loop.scheduler.rank == 0:
+        join_segments(loop.url, place.step)
+        save_tensors(storage.join(loop.url, "weights.safetensors"), final)
     return trained
 
 
-def _step(
-    loop: StageLoop, step: int, step_loss: Callable[[Batch], tuple[Tensor, Tensor]], optimiser: torch.optim.Optimizer
-) -> dict[str, Any]:
-    """One optimiser step over a global batch: the loss is a mean over all its labels, wherever they are computed."""
-    stage, scheduler = loop.stage, loop.scheduler
-    rate = learning_rate(stage.optimiser, step, len(loop.data.plan))
-    for group in optimiser.param_groups:
-        group["lr"] = rate
-    torch.manual_seed(hash((loop.seed, step, scheduler.rank)) % 2**63)  # dropout needs no saved state to resume
+def make_stepper(loop: StageLoop) -> Stepper:
+    """What computes the steps of a stage; call it after `model.freeze`."""
     device = next(loop.model.parameters()).device
-    batch = load_batch(loop.data, step, scheduler.rank, scheduler.world).to(device)
-    with autocast(device, compute_dtype(device)):
-        loss, labels = step_loss(batch)
-    totals = torch.tensor(
-        [float(loss.detach()), float(labels), float(batch.tokens)],
-        dtype=torch.float64,
-        device=device if dist.is_initialized() and dist.get_backend() == "nccl" else None,
+    unused = not bool(loop.data.samples.audio.all())
+    module = prepare(loop.model, loop.compute, loop.scheduler.world, unused)
+    return Stepper(
+        module=module,
+        loss=_loss(loop, module),
+        optimiser=build_optimiser(loop.model, loop.stage),
+        device=device,
+        dtype=compute_dtype(device, loop.compute.precision),
+        clip=loop.stage.optimiser.clip,
+        rank=loop.scheduler.rank,
+        world=loop.scheduler.world,
     )
-    if scheduler.world > 1:
-        dist.all_reduce(totals)
-    summed, count, tokens = totals.tolist()
-    if not torch.isfinite(totals).all():
-        keys = ", ".join(loop.data.samples[i].key for i in loop.data.plan.batches[step])
-        raise FloatingPointError(
-            f"stage {stage.name!r}, step {step}: the loss is not finite; clips of the batch: {keys}"
-        )
-    optimiser.zero_grad(set_to_none=True)
-    (loss * (scheduler.world / max(1.0, count))).backward()  # DDP averages over ranks
-    learning = [p for p in loop.model.parameters() if p.requires_grad]
-    norm = nn.utils.clip_grad_norm_(learning, stage.optimiser.clip or float("inf"))
-    optimiser.step()
-    seconds = float(loop.data.seconds[loop.data.plan.batches[step]].mean())
+
+
+def _loss(loop: StageLoop, module: Any) -> StepLoss:
+    """The stage's loss as a function of a batch; the CTC vocabulary is the tokens that the stage's labels use."""
+    if loop.stage.loss == "lm":
+        return module  # type: ignore[no-any-return]
+    blank = loop.tokenizer.eos_token_id
+    used = torch.from_numpy(loop.data.samples.label_ids.copy())
+    return partial(module, vocabulary=torch.unique(torch.cat([used, torch.tensor([blank])])), blank=blank)
+
+
+def _tensors(model: SpeechLLM, stepper: Stepper, trained: list[str]) -> dict[str, Tensor]:
+    """What a checkpoint holds: everything trained so far, and the optimiser's moments."""
+    parameters = dict(model.named_parameters())
+    weights = {f"weights/{name}": parameters[name].detach() for name in trained}
+    return weights | moments(model, stepper.optimiser)
+
+
+def _resume(checkpoints: Checkpoints, tensors: dict[str, Tensor]) -> Place:
+    """Put the newest complete checkpoint back, or the one before if that is damaged."""
+    newest = checkpoints.latest()
+    return Place.read(checkpoints.load(newest, tensors)) if newest is not None else Place()
+
+
+def _steps(loop: StageLoop, stepper: Stepper, place: Place) -> Iterator[dict[str, Any]]:
+    """Train step by step, moving `place` on; yields the line of metrics of each step."""
+    stage, scheduler = loop.stage, loop.scheduler
+    micro = memory.MicroBatch(loop.url, loop.compute.micro_tokens or None)
+    even = uses_fsdp(loop.compute, scheduler.world)
+
+    def load(step: int) -> tuple[list[Batch], int | None]:
+        tokens = micro.tokens
+        return load_step(loop.data, step, scheduler.rank, scheduler.world, tokens, even), tokens
+
+    bad = BadBatches(loop.url, stage, place.skipped)
+    steps = len(loop.data.plan)
+    todo = range(place.step, place.step if place.over else steps)
+    watch = Watch(loop.model, stage, stepper.device, stepper.dtype)
+    for step, (batches, _) in watch.waiting(prefetched(load, todo)):
+        rate = set_rates(stepper.optimiser, stage, step, steps)
+        outcome = _fitting_step(loop, stepper, micro, step, batches)
+        place.step, place.seconds = step + 1, place.seconds + watch.step_seconds()
+        if not outcome.finite:
+            bad.skip(step, loop.data.keys(step), outcome, scheduler.rank)
+            place.skipped = bad.count
+        line = _line(loop, step, outcome, rate) | watch.measured(outcome, len(loop.data.plan.batch(step)))
+        scheduler.report(line | {"steps": steps})
+        yield line
+
+
+def _fitting_step(
+    loop: StageLoop, stepper: Stepper, micro: memory.MicroBatch, step: int, batches: list[Batch]
+) -> Outcome:
+    """One step; when memory runs out, the same global batch again in smaller pieces.
+
+    With several workers the others are in the middle of an exchange: this one notes the smaller size and raises, and
+    the scheduler starts all of them again from the newest checkpoint.
+    """
+    scheduler = loop.scheduler
+    while True:
+        try:
+            return run_step(stepper, batches, loop.data.labels(step), step_seed(loop.seed, step))
+        except (RuntimeError, MemoryError) as error:
+            if not memory.is_out_of_memory(error):
+                raise
+            largest = max(batch.ids.numel() for batch in batches)
+        stepper.optimiser.zero_grad(set_to_none=True)
+        memory.release()
+        if micro.tokens is None or largest > micro.tokens // 2:
+            micro.halve(largest, step)
+        if scheduler.world > 1:
+            raise memory.OutOfMemory(f"step {step}: out of memory; starting again with {micro.tokens} tokens at a time")
+        batches = load_step(loop.data, step, scheduler.rank, scheduler.world, micro.tokens)
+
+
+def _line(loop: StageLoop, step: int, outcome: Outcome, rate: float) -> dict[str, Any]:
+    batch = loop.data.plan.batch(step)
     return {
-        "stage": stage.name,
+        "stage": loop.stage.name,
         "step": step,
-        "loss": summed / max(1.0, count),
+        "loss": outcome.loss if math.isfinite(outcome.loss) else None,
         "lr": rate,
-        "gradient_norm": float(norm),
-        "tokens": int(tokens),
-        "labels": int(count),
-        "seconds_mean": seconds,
-        "epoch": loop.data.plan.epochs[step],
+        "gradient_norm": outcome.norm if math.isfinite(outcome.norm) else None,
+        "tokens": outcome.tokens,
+        "labels": outcome.labels,
+        "padding": 1.0 - outcome.tokens / max(1, outcome.positions),
+        "seconds_mean": float(loop.data.samples.seconds[batch].mean()),
+        "epoch": int(loop.data.plan.epochs[step]),
         "tasks": loop.data.shares(step),
     }
 
 
-def _step_loss(loop: StageLoop, model: nn.Module) -> Callable[[Batch], tuple[Tensor, Tensor]]:
-    """The stage's loss as a function of a batch; the CTC vocabulary is the tokens that the stage's labels use."""
-    if loop.stage.loss == "lm":
-        return model
-    blank = loop.tokenizer.eos_token_id
-    vocabulary = torch.unique(torch.cat([label_ids(loop.data), torch.tensor([blank])]))
-    return partial(model, vocabulary=vocabulary, blank=blank)
+def _time_is_up(loop: StageLoop, place: Place) -> bool:
+    """Whether the stage's seconds are used up; all ranks decide alike."""
+    if loop.stage.max_seconds is None:
+        return False
+    device = next(loop.model.parameters()).device
+    mean = add_up([place.seconds], device)[0] / loop.scheduler.world
+    return mean >= loop.stage.max_seconds
 
 
-def _resume(loop: StageLoop, optimiser: torch.optim.Optimizer) -> tuple[int, list[dict[str, Any]]]:
-    checkpoint = latest_checkpoint(storage.join(loop.url, "checkpoints"))
-    if checkpoint is None:
-        return 0, []
-    state = load_checkpoint(checkpoint, loop.model, optimiser)
-    lines = storage.read_text(storage.join(loop.url, METRICS)).splitlines()
-    return state["step"], [json.loads(line) for line in lines][: state["step"]]
+def _check(loop: StageLoop, stepper: Stepper, place: Place, lines: list[dict[str, Any]]) -> float | None:
+    """What a checkpoint is judged by, lower is better: loss on dev if the stage has patience, else on train."""
+    if loop.stage.patience is None:
+        losses = [line["loss"] for line in lines if line["loss"] is not None]
+        return sum(losses) / len(losses) if losses else None
+    if loop.held_out is None or not len(loop.held_out.plan):
+        raise ValueError(
+            f"stage {loop.stage.name!r} stops on a plateau and needs clips of the dev split; there are none"
+        )
+    score = held_out_loss(loop, stepper)
+    lines[-1]["dev_loss"] = score
+    if place.best is None or score < place.best:
+        place.best, place.waited = score, 0
+    else:
+        place.waited += 1
+        place.over = place.over or place.waited >= loop.stage.patience
+    return score
 
 
-def _write_metrics(url: str, metrics: list[dict[str, Any]]) -> None:
-    storage.write_text(
-        storage.join(url, METRICS), "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in metrics)
-    )
+def held_out_loss(loop: StageLoop, stepper: Stepper) -> float:
+    """Mean loss a label on the held-out samples, each once, shared among the ranks."""
+    data = loop.held_out
+    assert data is not None
+    loop.model.eval()
+    summed = labels = 0.0
+    with torch.no_grad(), autocast(stepper.device, stepper.dtype):
+        for step in range(len(data.plan)):
+            for batch in load_step(data, step, stepper.rank, stepper.world, even=True):
+                loss, count = stepper.loss(batch.to(stepper.device))
+                summed, labels = summed + float(loss), labels + float(count)
+    loop.model.train()
+    summed, labels = add_up([summed, labels], stepper.device)
+    return summed / max(1.0, labels)

@@ -10,7 +10,7 @@ from components.curriculum.tasks import samples_of
 from components.evaluation.answer import answer_all
 from components.training.checkpoint import load_weights
 from models.recipe import Decoding
-from pipelines.workers.model import audio_reader, trainable_model
+from pipelines.workers.model import CachedAudio, trainable_model
 
 
 def answer_clips(settings: dict[str, Any]) -> list[dict[str, Any]]:
@@ -20,7 +20,7 @@ def answer_clips(settings: dict[str, Any]) -> list[dict[str, Any]]:
     baseline (how many clips the untrained model answers at most, 0 = all).
     """
     torch.set_num_threads(settings["threads"])
-    read = audio_reader(settings["inputs"])
+    read = CachedAudio(settings["inputs"]).read
     model, tokenizer = trainable_model(settings)
     samples = [(row, sample) for row in settings["rows"] for sample in samples_of(row, settings["task"])]
     prompts, seconds = [sample.prompt() for _, sample in samples], [row["seconds"] for row, _ in samples]

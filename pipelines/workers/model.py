@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
+from components.batching.stage_plan import lengths_only
 from components.features.store import FeatureStore
 from models.architectures import load
 from models.contract import SpeechLLM
@@ -12,13 +12,26 @@ from models.preset import Preset
 from models.pretrained import load_tokenizer
 from models.rendering import Audio
 
+UNITS = "units"
 
-def audio_reader(inputs: dict[str, str]) -> Callable[[str], Audio]:
-    """Reads what a model takes from the feature caches, by role; the role 'units' is discrete."""
-    stores = {role: FeatureStore(root) for role, root in inputs.items()}
-    if list(stores) == ["units"]:
-        return lambda key: Audio(units=stores["units"].load(key).long())
-    return lambda key: Audio({role: store.load(key) for role, store in stores.items()})
+
+class CachedAudio:
+    """What a model takes from the feature caches, by role; the role 'units' is discrete."""
+
+    def __init__(self, inputs: dict[str, str]) -> None:
+        self.stores = {role: FeatureStore(root) for role, root in inputs.items()}
+
+    def read(self, key: str) -> Audio:
+        """Features or units of a clip."""
+        if UNITS in self.stores:
+            return Audio(units=self.stores[UNITS].load(key).long())
+        return Audio({role: store.load(key) for role, store in self.stores.items()})
+
+    def measure(self, key: str) -> Audio:
+        """The same in length: features are not read for it, units are, as equal neighbours may be merged."""
+        if UNITS in self.stores:
+            return self.read(key)
+        return Audio(lengths_only({role: store.frames(key) for role, store in self.stores.items()}))
 
 
 def trainable_model(settings: dict[str, Any]) -> tuple[SpeechLLM, Any]:

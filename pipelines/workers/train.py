@@ -2,89 +2,178 @@
 
 from __future__ import annotations
 
-import json
 import time
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from components.batching.loader import stage_data
-from components.shards.index import read_rows
+from components.batching.stage_plan import chosen_layout, held_out_data, open_plan, publish_plan
+from components.shards.index import Rows, read_rows
 from components.training.checkpoint import load_weights
+from components.training.compute import Compute
+from components.training.fit import Fit, device_name, find_fit, fit_key
 from components.training.loop import StageLoop, train_stage
+from components.training.parallel import uses_fsdp
+from components.training.precision import compute_dtype, store_frozen
 from infra import storage
+from models.contract import SpeechLLM
 from models.recipe import Stage
-from pipelines.workers.model import audio_reader, trainable_model
+from pipelines.workers.model import CachedAudio, trainable_model
 
 PROGRESS_SECONDS = 1.0
+WEIGHTS, MANIFEST = "weights.safetensors", "manifest.json"
 
 
 class RayScheduler:
     """Ray Train as the training loop sees it; rank 0 writes `progress.json` about once a second."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, tensorboard: str | None) -> None:
         self.rank = dist.get_rank() if dist.is_initialized() else 0
         self.world = dist.get_world_size() if dist.is_initialized() else 1
         self.url, self.last = url, 0.0
+        self.events = _event_writer(tensorboard) if tensorboard and self.rank == 0 else None
 
     def report(self, metrics: dict[str, Any]) -> None:
-        if self.rank == 0 and time.monotonic() - self.last > PROGRESS_SECONDS:
+        if self.rank != 0:
+            return
+        if self.events is not None:
+            for name, value in metrics.items():
+                if isinstance(value, int | float) and name != "step":
+                    self.events.add_scalar(f"{metrics['stage']}/{name}", value, metrics["step"])
+        if time.monotonic() - self.last > PROGRESS_SECONDS:
             storage.write_json(storage.join(self.url, "progress.json"), metrics)
             self.last = time.monotonic()
+
+
+@dataclass
+class Worker:
+    """What the stages of one worker share."""
+
+    settings: dict[str, Any]
+    scheduler: RayScheduler
+    compute: Compute
+    audio: CachedAudio
+    rows: Rows
+    stages: list[tuple[Stage, str]]
+
+    def seed(self, number: int) -> int:
+        return int(self.settings["seed"]) + number
+
+    def fit(self, stage: Stage, model: SpeechLLM) -> Fit | None:
+        """What `earloom fit-memory` found for this stage on this device, if it was asked."""
+        return find_fit(self.settings["fits"], stage_fit_key(self.settings, stage, model, self.scheduler.world))
+
+
+def stage_fit_key(settings: dict[str, Any], stage: Stage, model: SpeechLLM, world: int) -> str:
+    """The name under which the memory fit of a stage is kept."""
+    compute = Compute.model_validate(settings["compute"])
+    device = next(model.parameters()).device
+    parts = {name: value for name, value in settings["preset"].items() if name != "recipe"}
+    dtype = str(compute_dtype(device, compute.precision))
+    return fit_key(settings["arch"], parts, stage, compute, world, device_name(device), dtype)
 
 
 def training_loop(settings: dict[str, Any]) -> None:
     """All pending stages, one after the other, on one of Ray Train's workers (or alone).
 
-    Settings: arch, preset, seed, inputs (role -> feature root), audio_root, stages (stage, url, number), progress.
+    Settings: arch, preset, seed, inputs (role -> feature root), audio_root, stages (stage, url), compute,
+    fits (folder of memory fits), progress, tensorboard, threads.
     """
     torch.set_num_threads(settings["threads"])
-    rows = [row for row in read_rows(settings["audio_root"]) if row["split"] == "train"]
-    read = audio_reader(settings["inputs"])
-    model, tokenizer = trainable_model(settings)
-    scheduler = RayScheduler(settings["progress"])
+    compute = Compute.model_validate(settings["compute"])
+    tensorboard = settings["tensorboard"] if compute.tensorboard else None
+    worker = Worker(
+        settings,
+        RayScheduler(settings["progress"], tensorboard),
+        compute,
+        CachedAudio(settings["inputs"]),
+        read_rows(settings["audio_root"]),
+        [(Stage.model_validate(stage), url) for stage, url in settings["stages"]],
+    )
+    model, tokenizer = on_device(trainable_model(settings))
     trained: list[str] = []
-    for number, (declared, url) in enumerate(settings["stages"]):
-        weights, manifest = storage.join(url, "weights.safetensors"), storage.join(url, "manifest.json")
-        if storage.exists(manifest):
+    for number, (_, url) in enumerate(worker.stages):
+        weights = storage.join(url, WEIGHTS)
+        if storage.exists(storage.join(url, MANIFEST)):
             trained = load_weights(weights, model) if storage.exists(weights) else trained
             continue
-        stage = Stage.model_validate(declared)
-        data = stage_data(stage, rows, model, tokenizer, read, settings["seed"] + number)
-        began = time.monotonic()
-        if len(data.plan):
-            trained = train_stage(
-                StageLoop(stage, data, model, tokenizer, url, settings["seed"] + number, scheduler), trained
-            )
-        elif trained and scheduler.rank == 0:  # nothing to learn from: the stage hands on what it was given
-            _hand_on(settings["stages"][number - 1][1], url)
-        if scheduler.rank == 0:
-            learning = {name: p.numel() for name, p in model.named_parameters() if name in set(trained)}
-            storage.write_json(
-                manifest,
-                {
-                    "stage": declared,
-                    "steps": len(data.plan),
-                    "samples": len(data.samples),
-                    "left_out": len(data.plan.left_out),
-                    "parameters": sum(learning.values()),
-                    "seconds": time.monotonic() - began,
-                    "world": scheduler.world,
-                },
-            )
-            storage.remove_tree(storage.join(url, "checkpoints"))
-        if scheduler.world > 1:
-            dist.barrier()
+        if uses_fsdp(compute, worker.scheduler.world) and number and trained:  # its parameters are shards by now
+            model, tokenizer = on_device(trainable_model(settings))
+            load_weights(storage.join(worker.stages[number - 1][1], WEIGHTS), model)
+        trained = _train(worker, number, model, tokenizer, trained)
 
 
-def _hand_on(before: str, url: str) -> None:
-    storage.write_bytes(
-        storage.join(url, "weights.safetensors"), storage.read_bytes(storage.join(before, "weights.safetensors"))
-    )
+def _train(worker: Worker, number: int, model: SpeechLLM, tokenizer: Any, trained: list[str]) -> list[str]:
+    """Plan and train one stage, and publish its manifest."""
+    stage, url = worker.stages[number]
+    began = time.monotonic()
+    train = worker.rows.where("split", "train")
+    fit = worker.fit(stage, model)
+    layout = chosen_layout(stage, model, fit.layout if fit else None)
+    if worker.scheduler.rank == 0:
+        publish_plan(url, stage, train, model, tokenizer, worker.audio.measure, worker.seed(number), layout)
+    _wait_for_all(worker)
+    data = open_plan(url, stage, train, model, tokenizer, worker.audio.read)
+    if len(data.plan):
+        _store_frozen(worker, number, model)
+        fitted = fit.micro_tokens if fit else 0
+        compute = worker.compute.model_copy(update={"micro_tokens": worker.compute.micro_tokens or fitted})
+        dev = worker.rows.where("split", "dev")
+        held_out = held_out_data(stage, dev, model, tokenizer, worker.audio.read, layout) if stage.patience else None
+        loop = StageLoop(stage, data, model, tokenizer, url, worker.seed(number), worker.scheduler, compute, held_out)
+        trained = train_stage(loop, trained)
+    elif trained and worker.scheduler.rank == 0:  # nothing to learn from: the stage hands on what it was given
+        before = storage.read_bytes(storage.join(worker.stages[number - 1][1], WEIGHTS))
+        storage.write_bytes(storage.join(url, WEIGHTS), before)
+    if worker.scheduler.rank == 0:
+        sizes = {name: p.numel() for name, p in model.named_parameters()}
+        manifest = {
+            "stage": stage.model_dump(mode="json"),
+            "steps": len(data.plan),
+            "samples": len(data.samples),
+            "left_out": len(data.plan.left_out),
+            "parameters": sum(sizes[name] for name in trained),
+            "seconds": time.monotonic() - began,
+            "world": worker.scheduler.world,
+            "compute": worker.compute.model_dump(mode="json"),
+        }
+        storage.write_json(storage.join(url, MANIFEST), manifest)
+        storage.remove_tree(storage.join(url, "checkpoints"))
+    _wait_for_all(worker)
+    return trained
 
 
-def read_metrics(url: str) -> list[dict[str, Any]]:
-    """The metric lines of a stage, empty for one that learnt nothing."""
-    metrics = storage.join(url, "metrics.jsonl")
-    return [json.loads(line) for line in storage.read_text(metrics).splitlines()] if storage.exists(metrics) else []
+def _store_frozen(worker: Worker, number: int, model: SpeechLLM) -> None:
+    """Halve the memory of what no stage from here on trains."""
+    groups = model.parameter_groups()
+    later = {group for stage, _ in worker.stages[number:] for group in stage.train}
+    device = next(model.parameters()).device
+    model.freeze(worker.stages[number][0].train)
+    store_frozen(model, compute_dtype(device, worker.compute.precision), {n for g in later for n in groups[g]})
+
+
+def on_device(built: tuple[SpeechLLM, Any]) -> tuple[SpeechLLM, Any]:
+    model, tokenizer = built
+    if torch.cuda.is_available():
+        from ray.train.torch import get_device
+
+        model.to(get_device())
+    return model, tokenizer
+
+
+def _wait_for_all(worker: Worker) -> None:
+    if worker.scheduler.world > 1:
+        dist.barrier()
+
+
+def _event_writer(url: str) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise ValueError("compute.tensorboard needs the package tensorboard: pip install tensorboard") from error
+    folder = storage.local_path(url)
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    return SummaryWriter(str(folder))

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from components.batching.loader import stage_data
 from components.evaluation.answer import answer_all
+from components.training.history import read_metrics
 from components.training.loop import Alone, StageLoop, train_stage
 from models.batch import Batch, collate
 from models.recipe import Optimiser, Stage
@@ -161,8 +162,6 @@ def test_one_batch_can_be_overfitted(subject: Subject, tmp_path: Path) -> None:
     data = stage_data(stage, ROWS[:1], subject.model, subject.tokenizer, subject.audios.__getitem__, seed=0)
     loop = StageLoop(stage, data, subject.model, subject.tokenizer, str(tmp_path), 0, Alone())
     train_stage(loop, [])
-    from pipelines.workers.train import read_metrics
-
     losses = [line["loss"] for line in read_metrics(str(tmp_path))]
     assert len(losses) == 60
     assert losses[-1] < losses[0] / 3
