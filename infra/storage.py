@@ -228,6 +228,7 @@ def upload(local: Path, url: str) -> None:
         return
     target = local_path(url)
     target.parent.mkdir(parents=True, exist_ok=True)
+    local.chmod(target.parent.stat().st_mode & 0o666)  # safetensors makes files that only their owner reads
     disk.sync(local)
     try:
         os.replace(local, target)

@@ -64,12 +64,18 @@ def segments_attention(
     ends = kwargs.get("cu_seq_lens_q")
     if ends is None:
         if attention_mask is not None and attention_mask.shape[-2:] == (1, 1) != (query.shape[2], key.shape[2]):
-            raise RuntimeError(f"{type(module).__name__} does not pass on the borders of packed rows: use layout=bucketed")
-        return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)  # type: ignore[return-value]
+            raise RuntimeError(
+                f"{type(module).__name__} does not pass on the borders of packed rows: use layout=bucketed"
+            )
+        return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)  # type: ignore[no-any-return]
     if query.is_cuda and query.dtype in HALF and not dropout:
         return _varlen(query, key, value, ends, kwargs["max_length_q"], scaling), None
     grouped = query.shape[1] != key.shape[1]
-    plain = sdpa_kernel(SDPBackend.MATH) if query.device.type == "cpu" and kwargs["max_length_q"] <= SHORT else nullcontext()
+    plain = (
+        sdpa_kernel(SDPBackend.MATH)
+        if query.device.type == "cpu" and kwargs["max_length_q"] <= SHORT
+        else nullcontext()
+    )
     with plain:
         parts = [
             nn.functional.scaled_dot_product_attention(

@@ -97,7 +97,8 @@ def _set(tree: Any, whole: str, path: list[str], value: Any, also: list[str]) ->
             raise WrongSetting(_unknown(whole, name, names))
         _set(tree[names.index(name)], whole, rest, value, also)
     elif not isinstance(tree, dict) or (
-        name not in tree and whole.split(".")[-2:-1] not in (["tasks"], ["datasets"], ["groups"], ["config"], ["connector"])
+        name not in tree
+        and whole.split(".")[-2:-1] not in (["tasks"], ["datasets"], ["groups"], ["config"], ["connector"])
     ):
         raise WrongSetting(_unknown(whole, name, [*(tree if isinstance(tree, dict) else []), *also]))
     elif rest and tree[name] is not None:

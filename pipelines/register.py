@@ -24,8 +24,8 @@ from components.registry.mlflow_registry import register as register_version
 from components.schema import StageReport
 from components.shards.index import read_rows
 from components.shards.reader import ShardReader
-from components.training.checkpoint import load_weights
 from components.training.history import read_metrics
+from components.training.weights import load_weights
 from infra import storage
 from models.contract import SpeechLLM
 from models.pretrained import folder_digest, load_tokenizer, resolve

@@ -36,6 +36,7 @@ MANIFEST = "manifest.json"
 INDEX = "features.parquet"
 THREADS = 16  # small files that are asked for at once
 BUFFER = 8 << 20  # bytes
+NOTHING: Bytes = np.empty(0, np.uint8)
 
 REMEDY = "remove {root}/" + MANIFEST + " and run the cache stage again, finished shards are kept"
 
@@ -44,11 +45,13 @@ class FeatureStore:
     """Reads a finished cache at `root_url`: from memory maps where it is local, by ranges where it is remote.
 
     Shards are immutable: they are published whole and never written again. So a local shard is mapped once, when its
-    first clip is read, and a clip is checked once, the first time that this process reads it.
+    first clip is read, and a clip is checked once, the first time that this process reads it. After a damaged shard
+    was made anew the store is opened again.
 
     It holds no open file and no lock. Threads may share it: what they could do twice (to map a shard, to check a clip)
-    has the same result. A forked process goes on with the maps of its parent; pickled, the store is its URL, and is
-    opened again. FileNotFoundError if the cache is not finished, ValueError if its index is damaged.
+    has the same result. A forked process goes on with the maps of its parent; pickled, the store is its URL.
+
+    FileNotFoundError if the cache is not finished, ValueError if its index is damaged.
     """
 
     def __init__(self, root_url: str) -> None:
@@ -101,16 +104,14 @@ class FeatureStore:
         row = self._row(key)
         place = self.places.at(row)
         if not self.local:
-            data = bytearray(read_range(join(self.root, place.shard), place.offset, place.size))
-            self._check(key, place, member := np.frombuffer(data, np.uint8))
+            data = read_range(join(self.root, place.shard), place.offset, place.size)
+            member = np.frombuffer(bytearray(data), np.uint8)  # a copy that may be written into, as torch wants it
+            self._check(key, place, member)
             return tensor_before(member, place.size, self.manifest.kind, self._shape(place))
         if not self.checked[row]:
             self._check_mapped(key, place)
             self.checked[row] = 1
-        shard = self.maps.get(place.shard)
-        if shard is None:
-            shard = self._map(place.shard)
-        return tensor_before(shard, place.offset + place.size, self.manifest.kind, self._shape(place))
+        return tensor_before(self._map(place.shard), place.offset + place.size, self.manifest.kind, self._shape(place))
 
     def verify(self) -> None:
         """Read every shard and compare its sha256 with the manifest's; ValueError that names those that differ."""
@@ -134,26 +135,23 @@ class FeatureStore:
         return (place.frames, self.manifest.width) if self.manifest.kind == "features" else (place.frames,)
 
     def _map(self, name: str) -> Bytes:
-        return self.maps.setdefault(name, map_file(local_path(join(self.root, name))))  # the first of two threads wins
+        """The bytes of a local shard; of two threads that map it at once the first one's map stays."""
+        shard = self.maps.get(name)
+        return self.maps.setdefault(name, map_file(local_path(join(self.root, name)))) if shard is None else shard
 
     def _check_mapped(self, key: str, place: Place) -> None:
-        """`_check` of a clip in a local shard, which is mapped if it is not yet."""
+        """`_check` of a clip in a local shard."""
         url, end = join(self.root, place.shard), place.offset + place.size
-        if not exists(url):
-            raise FileNotFoundError(f"{url} is missing: run the cache stage again, only this shard is made anew")
         try:
-            if size(url) < end:  # to touch a map behind the end of its file would kill the process
-                raise ValueError(f"clip {key!r} in {url} is damaged: {_remedy(self.root, place.shard)}")
-            shard = self.maps.get(place.shard)
-            self._check(key, place, (self._map(place.shard) if shard is None else shard)[place.offset : end])
-        except ValueError:
-            self.maps.pop(place.shard, None)  # the remedy puts another file there
-            raise
+            whole = size(url) >= end  # to touch a map behind the end of its file would kill the process
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"{url} is missing: run the cache stage again, it makes only this shard") from error
+        self._check(key, place, self._map(place.shard)[place.offset : end] if whole else NOTHING)
 
     def _check(self, key: str, place: Place, member: Bytes) -> None:
         """ValueError if the safetensors bytes of a clip are not those that were published, or not what they claim."""
         url = join(self.root, place.shard)
-        if len(member) != place.size or zlib.crc32(member) != place.crc32:
+        if len(member) != place.size or zlib.crc32(member.data) != place.crc32:
             raise ValueError(f"clip {key!r} in {url} is damaged: {_remedy(self.root, place.shard)}")
         try:
             check_member(member, self.manifest.kind, self._shape(place))

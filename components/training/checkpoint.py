@@ -13,11 +13,9 @@ Only what was trained so far is kept, on top of weights that anybody can rebuild
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import logging
 import math
-import os
 import re
 import secrets
 import tempfile
@@ -32,19 +30,9 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
-from torch.distributed.checkpoint import DefaultLoadPlanner, HuggingFaceStorageReader, Metadata
-from torch.distributed.checkpoint._hf_utils import CUSTOM_METADATA_KEY, DTYPE_MAP, SAVED_OFFSETS_KEY, _HFStorageInfo
-from torch.distributed.checkpoint.metadata import (
-    ChunkStorageMetadata,
-    MetadataIndex,
-    TensorProperties,
-    TensorStorageMetadata,
-)
-from torch.distributed.tensor import DTensor
+from torch import Tensor
 
+from components.training.shards import TYPES, Damaged, Part, own_part, prepared, write_shard
 from infra import storage
 from infra.stores import shown
 
@@ -55,50 +43,10 @@ FIELDS = {"step", "state", "score", "world", "attempt", "files"}
 DELAYS = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)  # seconds between the tries of a storage operation: over a minute
 POLL = (0.05, 2.0)  # seconds between two looks for the other ranks' files, the first and the longest
 PEERS = 1800.0  # seconds that a rank waits for the others
-TYPES = DTYPE_MAP | {"BOOL": torch.bool}  # as safetensors writes them
 FULL = (errno.ENOSPC, errno.EDQUOT)
 HOPELESS = (*FULL, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR)
 
 log = logging.getLogger(__name__)
-
-
-def save_tensors(url: str, tensors: dict[str, Tensor]) -> None:
-    """Write a safetensors file in one atomic step."""
-    with tempfile.TemporaryDirectory(dir=storage.scratch(url)) as folder:
-        path = Path(folder) / "tensors.safetensors"
-        save_file(
-            {name: value.detach().cpu().contiguous() for name, value in tensors.items()},
-            path,
-            metadata={"format": "pt"},
-        )
-        storage.upload(path, url)
-
-
-def load_tensors(url: str) -> dict[str, Tensor]:
-    with tempfile.TemporaryDirectory() as folder:
-        return load_file(storage.local_copy(url, Path(folder)))
-
-
-def load_weights(url: str, model: nn.Module) -> list[str]:
-    """Copy saved parameters into a model; returns their names. Raises KeyError for a name the model lacks."""
-    parameters = dict(model.named_parameters())
-    saved = load_tensors(url)
-    with torch.no_grad():
-        for name, value in saved.items():
-            parameters[name].copy_(value)
-    return list(saved)
-
-
-class Damaged(ValueError):
-    """The bytes of a checkpoint are not those that were written."""
-
-
-@dataclass(frozen=True)
-class Part:
-    """What a rank writes of a tensor, and where in the whole tensor that begins."""
-
-    tensor: Tensor
-    offsets: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -169,7 +117,7 @@ class Checkpoints:
 
     def _copied(self, tensors: dict[str, Tensor]) -> dict[str, Part]:
         """This rank's share in host memory; the buffers serve again, which spares page faults and pinning."""
-        parts = {name: _own_part(tensors[name], i, self.rank, self.world) for i, name in enumerate(sorted(tensors))}
+        parts = {name: own_part(tensors[name], i, self.rank, self.world) for i, name in enumerate(sorted(tensors))}
         copies, host = {}, {}
         for name, part in parts.items():
             if part is None:
@@ -186,21 +134,22 @@ class Checkpoints:
 
     def _write(self, save: _Save) -> None:
         try:
-            mine = _patient(partial(_write_shard, self._shard(save, self.rank, ".safetensors"), save.parts))
+            mine = _patient(partial(write_shard, self._shard(save, self.rank, ".safetensors"), save.parts))
             if self.rank:
                 _patient(partial(storage.write_json, self._shard(save, self.rank, ".json"), {"file": mine}))
                 self._await_commit(save)
                 return
+            files = [mine, *self._files_of_others(save)]
             marker = {"step": save.step, "score": save.score, "world": self.world, "attempt": save.attempt}
-            marker |= {"files": [mine, *self._files_of_others(save)], "state": save.state}
-            _patient(partial(storage.write_json, storage.join(save.folder, MARKER), marker))
+            written = marker | {"files": files, "state": save.state}
+            _patient(partial(storage.write_json, storage.join(save.folder, MARKER), written))
         except (OSError, ValueError) as error:
             if self.world > 1:  # the others would wait for their whole limit
                 with suppress(OSError):
                     storage.write_json(self._shard(save, self.rank, ".json"), {"error": str(error)})
             raise _explained(save, error) from error
         try:
-            self._prune(save, {file["name"] for file in marker["files"]})
+            self._prune(save, {file["name"] for file in files})
         except OSError as error:  # the checkpoint is safe, and the next save tries again
             log.warning("%s: old checkpoints are still there (%s)", shown(self.url), error)
 
@@ -240,8 +189,8 @@ class Checkpoints:
     def _prune(self, save: _Save, files: set[str]) -> None:
         """Forget what is older than the checkpoint just written, but for `keep` and the best, and what kills left.
 
-        A folder loses its marker first: killed in between, it is unfinished work and not a damaged checkpoint. What
-        is newer than `save` stays: it is complete and its like will be written again, or it is not ours to judge.
+        A folder loses its marker first: killed in between, it is unfinished work and not a damaged checkpoint. Folders
+        of later steps stay: a run that went back to an earlier checkpoint writes those steps again.
         """
         for name in storage.list_names(save.folder):
             if name not in files | {MARKER}:
@@ -306,7 +255,7 @@ class Checkpoints:
                 marker = _patient(partial(_marker, folder))
                 if marker is None:
                     raise Damaged(f"{shown(folder)} has no readable {MARKER}: remove it and take the checkpoint before")
-                read = _patient(partial(_prepared, folder, marker["files"], tensors, Path(scratch)))
+                read = _patient(partial(prepared, folder, marker["files"], tensors, Path(scratch)))
             except FileNotFoundError as error:
                 failure = Damaged(f"a file is gone ({error}): remove {shown(folder)} and take the checkpoint before")
             except (OSError, ValueError) as error:
@@ -321,105 +270,6 @@ class Checkpoints:
         assert marker is not None
         state: dict[str, Any] = marker["state"]
         return state
-
-
-# ---- shards ---------------------------------------------------------------------------------------------------------
-
-
-def _own_part(tensor: Tensor, index: int, rank: int, world: int) -> Part | None:
-    """What this rank writes of the `index`-th tensor, None for nothing: each element is written once."""
-    tensor = tensor.detach()
-    if not isinstance(tensor, DTensor):
-        return Part(tensor, (0,) * tensor.dim()) if index % world == rank else None
-    place, local = tensor.device_mesh.get_coordinate(), tensor.to_local()
-    if place is None or (local.numel() == 0 and tensor.numel() > 0):
-        return None
-    if any(at for at, placement in zip(place, tensor.placements, strict=True) if placement.is_replicate()):
-        return None
-    (chunk,) = tensor.__create_chunk_list__()
-    return Part(local, tuple(chunk.offsets))
-
-
-def _write_shard(url: str, parts: dict[str, Part]) -> dict[str, Any]:
-    """Write a rank's safetensors file; its entry in the marker. A second try begins with the tensors again."""
-    with tempfile.TemporaryDirectory(dir=storage.scratch(url)) as scratch:
-        path = Path(scratch) / url.rpartition("/")[2]
-        offsets = {name: {SAVED_OFFSETS_KEY: part.offsets} for name, part in parts.items()}
-        metadata = {"format": "pt", CUSTOM_METADATA_KEY: json.dumps(offsets)}
-        try:
-            save_file({name: part.tensor for name, part in parts.items()}, path, metadata)
-        except SafetensorError as error:  # it hides the operating system's number in its text
-            code = re.search(r"os error (\d+)", str(error))
-            raise OSError(int(code[1]), os.strerror(int(code[1])), str(path)) if code else ValueError(error) from error
-        with open(path, "rb") as file:
-            header = 8 + int.from_bytes(file.read(8), "little")
-            file.seek(0)
-            entry = {"name": path.name, "size": path.stat().st_size, "header": header}
-            entry["header_sha256"] = hashlib.sha256(file.read(header)).hexdigest()
-            file.seek(0)
-            entry["sha256"] = hashlib.file_digest(file, "sha256").hexdigest()
-        storage.upload(path, url)
-        return entry
-
-
-def _layout(folder: str, files: list[dict[str, Any]]) -> Metadata:
-    """Which file holds which part of which tensor, from the files' headers."""
-    tensors: dict[str, TensorStorageMetadata] = {}
-    places: dict[MetadataIndex, _HFStorageInfo] = {}
-    for file in files:
-        url = storage.join(folder, file["name"])
-        data = storage.read_range(url, 0, file["header"])
-        if hashlib.sha256(data).hexdigest() != file["header_sha256"]:
-            raise _damaged(url)
-        header = json.loads(data[8:])
-        offsets = json.loads(header.pop("__metadata__")[CUSTOM_METADATA_KEY])
-        for name, entry in header.items():
-            begin, shape = torch.Size(offsets[name][SAVED_OFFSETS_KEY]), torch.Size(entry["shape"])
-            dtype = TYPES[entry["dtype"]]
-            known = tensors.setdefault(name, TensorStorageMetadata(TensorProperties(dtype), shape, []))
-            known.chunks.append(ChunkStorageMetadata(begin, shape))
-            known.size = torch.Size(max(n, b + s) for n, b, s in zip(known.size, begin, shape, strict=True))
-            places[MetadataIndex(name, begin)] = _HFStorageInfo(file["name"], shape, dtype)
-    return Metadata(tensors, storage_data=places)  # type: ignore[arg-type]
-
-
-def _check_fit(folder: str, saved: Metadata, tensors: dict[str, Tensor]) -> None:
-    for name, tensor in tensors.items():
-        there = saved.state_dict_metadata.get(name)
-        if not isinstance(there, TensorStorageMetadata):
-            raise ValueError(f"{shown(folder)} has no {name!r}: it is of another stage or model, remove it")
-        if (there.size, there.properties.dtype) != (tensor.shape, tensor.dtype):
-            raise ValueError(
-                f"{shown(folder)}: {name!r} is {there.properties.dtype} {tuple(there.size)} there and {tensor.dtype} "
-                f"{tuple(tensor.shape)} here: it is of another model, remove it"
-            )
-        if sum(chunk.sizes.numel() for chunk in there.chunks) != there.size.numel():
-            raise Damaged(f"{shown(folder)}: parts of {name!r} are missing: remove it and take the checkpoint before")
-
-
-def _prepared(folder: str, files: list[dict[str, Any]], tensors: dict[str, Tensor], scratch: Path) -> Callable[[], Any]:
-    """Fetch and check the files that this rank needs; returns what reads them into the tensors."""
-    saved = _layout(folder, files)
-    _check_fit(folder, saved, tensors)
-    planner = DefaultLoadPlanner(flatten_state_dict=False)
-    planner.set_up_planner(dict(tensors), saved, is_coordinator=True)
-    plan = planner.create_local_plan()
-    needed = {saved.storage_data[item.storage_index].relative_path for item in plan.items}
-    paths = {file["name"]: str(_fetched(folder, file, scratch)) for file in files if file["name"] in needed}
-    reader = HuggingFaceStorageReader(str(scratch))
-    for place in saved.storage_data.values():
-        place.relative_path = paths.get(place.relative_path, place.relative_path)
-    reader.set_up_storage_reader(saved, is_coordinator=True)
-    return lambda: reader.read_data(plan, planner)
-
-
-def _fetched(folder: str, file: dict[str, Any], scratch: Path) -> Path:
-    url = storage.join(folder, file["name"])
-    path = storage.local_copy(url, scratch)
-    with open(path, "rb") as opened:
-        if path.stat().st_size != file["size"] or hashlib.file_digest(opened, "sha256").hexdigest() != file["sha256"]:
-            raise _damaged(url)
-    return path
 
 
 # ---- helpers --------------------------------------------------------------------------------------------------------
@@ -469,11 +319,6 @@ def _marker(folder: str) -> dict[str, Any] | None:
         log.warning("%s counts as unfinished: %s", shown(folder), error)
         return None
     return marker if isinstance(marker, dict) and marker.keys() >= FIELDS else None
-
-
-def _damaged(url: str) -> Damaged:
-    folder = url.rpartition("/")[0]
-    return Damaged(f"{shown(url)} is damaged: remove {shown(folder)} and take the checkpoint before")
 
 
 def _explained(save: _Save, error: OSError | ValueError) -> OSError:

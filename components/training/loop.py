@@ -7,6 +7,7 @@ the batches that the killed one would have seen, on the same number of workers o
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields
@@ -19,7 +20,7 @@ from transformers import PreTrainedTokenizerBase
 
 from components.batching.loader import StageData, load_step, prefetched
 from components.training import memory
-from components.training.checkpoint import Checkpoints, save_tensors
+from components.training.checkpoint import Checkpoints
 from components.training.compute import Compute
 from components.training.faults import BadBatches
 from components.training.history import join_segments, write_segment
@@ -27,8 +28,10 @@ from components.training.optimiser_state import moments
 from components.training.optimisers import build_optimiser, set_rates
 from components.training.parallel import add_up, prepare, uses_fsdp, whole
 from components.training.precision import autocast, compute_dtype
+from components.training.shards import Damaged
 from components.training.step import Outcome, StepLoss, Stepper, run_step, step_seed
 from components.training.watch import Watch
+from components.training.weights import save_tensors
 from infra import storage
 from models.batch import Batch
 from models.contract import SpeechLLM
@@ -157,9 +160,19 @@ def _tensors(model: SpeechLLM, stepper: Stepper, trained: list[str]) -> dict[str
 
 
 def _resume(checkpoints: Checkpoints, tensors: dict[str, Tensor]) -> Place:
-    """Put the newest complete checkpoint back, or the one before if that is damaged."""
-    newest = checkpoints.latest()
-    return Place.read(checkpoints.load(newest, tensors)) if newest is not None else Place()
+    """Put the newest complete checkpoint back, or the one before if that is damaged.
+
+    Raises Damaged if there are some and none can be read: to begin again would hide the loss of the work.
+    """
+    complete = checkpoints.complete()
+    for folder in complete:
+        try:
+            return Place.read(checkpoints.load(folder, tensors))
+        except Damaged as error:
+            logging.getLogger(__name__).warning("%s", error)
+            if folder == complete[-1]:
+                raise
+    return Place()
 
 
 def _steps(loop: StageLoop, stepper: Stepper, place: Place) -> Iterator[dict[str, Any]]:

@@ -8,7 +8,7 @@ import torch
 
 from components.curriculum.tasks import samples_of
 from components.evaluation.answer import answer_all
-from components.training.checkpoint import load_weights
+from components.training.weights import load_weights
 from models.recipe import Decoding
 from pipelines.workers.model import CachedAudio, trainable_model
 

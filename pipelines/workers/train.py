@@ -12,12 +12,12 @@ import torch.distributed as dist
 
 from components.batching.stage_plan import chosen_layout, held_out_data, open_plan, publish_plan
 from components.shards.index import Rows, read_rows
-from components.training.checkpoint import load_weights
 from components.training.compute import Compute
 from components.training.fit import Fit, device_name, find_fit, fit_key
 from components.training.loop import StageLoop, train_stage
 from components.training.parallel import uses_fsdp
 from components.training.precision import compute_dtype, store_frozen
+from components.training.weights import load_weights
 from infra import storage
 from models.contract import SpeechLLM
 from models.recipe import Stage

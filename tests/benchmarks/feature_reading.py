@@ -1,12 +1,15 @@
 """Cached features into batches, from our store and through WebDataset: `python tests/benchmarks/feature_reading.py`.
 
 The same arrays lie as a feature cache (written by the cache stage's own functions) and as WebDataset tars of `.npy`
-(bfloat16 as its 16 bits). Both come out as the batches of the collation, `(clips, longest, width)` bfloat16, in stored
-order: ours by `FeatureStore.load` in this process, theirs by `webdataset` and a `DataLoader` whose two workers decode,
-pad, and hand over shared memory. The workers are running, and have read everything once, before the clock starts.
+(bfloat16 as its 16 bits). Both come out in stored order as bfloat16 batches: packed `(frames of all clips, width)`, and
+padded `(clips, longest, width)` by the collation's own function. Ours come by `FeatureStore.load` in this process, and
+are packed into one buffer that is kept; theirs by `webdataset` and a `DataLoader` whose two workers decode, lay out and
+hand over shared memory. The workers are running, and have read everything once, before the clock starts.
 
 The runs alternate, the files are in the page cache. A number is the median of the repeats, in GB of features (padding
-not counted) per second. The first pass of a store maps the shards and checks every clip.
+not counted) per second. The first pass of a store maps the shards and checks every clip. "Memory" is what the same
+layout takes from tensors that are there already. torch gets one thread, as in a DataLoader's worker: its threads wait
+for each other at every clip, which on cores that others use as well takes ten times as long as to copy it.
 """
 
 from __future__ import annotations
@@ -20,8 +23,8 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-for folder in (".", "tests/features"):
-    sys.path.insert(0, str(Path(__file__).resolve().parents[2] / folder))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "features"))
 
 import numpy as np
 import torch
@@ -40,7 +43,15 @@ from models.batch import padded
 WIDTH = 384
 CLIPS = 32  # in a batch
 WORKERS = 2
-Batch = tuple[list[str], Tensor]  # keys, and features `(clips, longest, width)`
+LONGEST = 500  # frames
+TITLES = {
+    "first": "FeatureStore, first pass, crc32",
+    "ours": "FeatureStore, later passes",
+    "theirs": f"WebDataset, DataLoader({WORKERS})",
+    "memory": "memory",
+}
+Batch = tuple[list[str], Tensor]  # keys, and features as they are laid out
+Lay = Callable[[list[Tensor]], Tensor]
 
 
 def write_both(folder: Path, shards: int, clips: int) -> tuple[FeatureStore, list[str]]:
@@ -49,7 +60,7 @@ def write_both(folder: Path, shards: int, clips: int) -> tuple[FeatureStore, lis
     infos = [ShardInfo(name=f"shard-{i:06d}.tar", sha256="", bytes=0, samples=clips, seconds=0) for i in range(shards)]
     random = torch.Generator().manual_seed(0)
     for info in infos:
-        lengths = torch.randint(50, 501, (clips,), generator=random).tolist()
+        lengths = torch.randint(50, LONGEST + 1, (clips,), generator=random).tolist()
         keys = [f"{info.name[6:12]}-{i:04d}" for i in range(clips)]
         features = [torch.randn(n, WIDTH, generator=random).bfloat16() for n in lengths]
         urls.append(write_webdataset(folder / info.name, keys, features))
@@ -88,49 +99,68 @@ def write_webdataset(path: Path, keys: list[str], features: list[Tensor]) -> str
     return str(path)
 
 
-def ours(store: FeatureStore) -> Iterator[Batch]:
-    keys = store.keys()
+def stored(store: FeatureStore, lay: Lay) -> Iterator[Batch]:
+    return laid_out(store.keys(), store.load, lay)
+
+
+def laid_out(keys: list[str], load: Callable[[str], Tensor], lay: Lay) -> Iterator[Batch]:
     for start in range(0, len(keys), CLIPS):
         part = keys[start : start + CLIPS]
-        yield part, padded([store.load(key) for key in part])
+        yield part, lay([load(key) for key in part])
 
 
-def resident(clips: dict[str, Tensor]) -> Iterator[Batch]:
-    """What memory gives: the same batches from tensors that are there already."""
-    keys = list(clips)
-    for start in range(0, len(keys), CLIPS):
-        part = keys[start : start + CLIPS]
-        yield part, padded([clips[key] for key in part])
+def workers(urls: list[str], lay: Lay) -> Iterable[Batch]:
+    def arrays(samples: list[tuple[str, np.ndarray[Any, Any]]]) -> Batch:
+        return [key for key, _ in samples], lay([torch.from_numpy(a).view(torch.bfloat16) for _, a in samples])
 
-
-def theirs(urls: list[str]) -> Iterable[Batch]:
     dataset = webdataset.WebDataset(urls, shardshuffle=False).decode().to_tuple("__key__", "npy")
-    batches = dataset.batched(CLIPS, collation_fn=pad_arrays)
+    batches = dataset.batched(CLIPS, collation_fn=arrays)
     return DataLoader(batches, batch_size=None, num_workers=WORKERS, persistent_workers=True)
 
 
-def pad_arrays(samples: list[tuple[str, np.ndarray[Any, Any]]]) -> Batch:
-    return [key for key, _ in samples], padded([torch.from_numpy(a).view(torch.bfloat16) for _, a in samples])
+def packer(frames: int) -> Lay:
+    """Packs clips into a buffer of that many frames, which the next batch overwrites."""
+    buffer = torch.zeros(frames, WIDTH, dtype=torch.bfloat16)
+    return lambda clips: torch.cat(clips, out=buffer[: sum(map(len, clips))])
 
 
 def seconds(batches: Iterable[Batch], expected: int) -> float:
-    """Seconds to go through all batches; the last frame of each batch is looked at."""
+    """Seconds to go through all batches and look at the last number of each; AssertionError if clips are missing."""
     began, found = time.perf_counter(), 0
     for keys, features in batches:
-        features[-1, -1, -1].item()
+        features.flatten()[-1].item()
         found += len(keys)
     taken = time.perf_counter() - began
     assert found == expected, (found, expected)
     return taken
 
 
-def check_same(store: FeatureStore, batches: Iterable[Batch]) -> None:
-    """Both give the same numbers to the bit."""
+def check_same(store: FeatureStore, batches: Iterable[Batch], lay: Lay) -> None:
+    """AssertionError if what WebDataset gives is not ours to the bit."""
     for keys, features in batches:
-        for key, row in zip(keys, features, strict=True):
-            clip = store.load(key)
-            assert torch.equal(row[: len(clip)].view(torch.int16), clip.view(torch.int16)), key
-            assert not row[len(clip) :].any(), key
+        expected = lay([store.load(key) for key in keys])
+        assert torch.equal(features.view(torch.int16), expected.view(torch.int16)), keys
+
+
+def measure(store: FeatureStore, urls: list[str], layout: str, repeats: int) -> dict[str, list[float]]:
+    """GB/s of each way in each repeat."""
+    lay = packer(CLIPS * LONGEST) if layout == "packed" else padded
+    loader = workers(urls, torch.cat if layout == "packed" else padded)
+    check_same(store, loader, lay)
+    clips = {key: store.load(key).clone() for key in store.places}
+    size = store.manifest.frames * WIDTH * 2 / 1e9
+    rates: dict[str, list[float]] = {name: [] for name in TITLES}
+    for _ in range(repeats):
+        fresh = FeatureStore(store.root)
+        ways = {
+            "first": stored(fresh, lay),
+            "ours": stored(fresh, lay),
+            "theirs": loader,
+            "memory": laid_out(list(clips), clips.__getitem__, lay),
+        }
+        for name, batches in ways.items():
+            rates[name].append(size / seconds(batches, len(store)))
+    return rates
 
 
 def main() -> None:
@@ -139,38 +169,18 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=180, help="in a shard")
     parser.add_argument("--repeats", type=int, default=5)
     given = parser.parse_args()
+    torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         store, urls = write_both(Path(folder), given.shards, given.clips)
-        size = store.manifest.frames * WIDTH * 2 / 1e9
-        print(f"{len(store):,} clips of 50 to 500 frames, width {WIDTH} bfloat16: {size:.2f} GB; batches of {CLIPS}")
-        loader = theirs(urls)
-        check_same(store, loader)
-        check_same(store, ours(store))
-        clips = {key: store.load(key).clone() for key in store.keys()}
-        taken: dict[str, list[float]] = {name: [] for name in ("first", "ours", "theirs", "memory")}
-
-        def run(name: str, batches: Callable[[], Iterable[Batch]]) -> None:
-            taken[name].append(size / seconds(batches(), len(store)))
-
-        for _ in range(given.repeats):
-            fresh = FeatureStore(store.root)
-            run("first", lambda: ours(fresh))
-            run("ours", lambda: ours(fresh))
-            run("theirs", lambda: loader)
-            run("memory", lambda: resident(clips))
-    report({name: statistics.median(rates) for name, rates in taken.items()}, taken)
-
-
-def report(rate: dict[str, float], taken: dict[str, list[float]]) -> None:
-    titles = {
-        "first": "FeatureStore, first pass (crc32)",
-        "ours": "FeatureStore, later passes",
-        "theirs": f"WebDataset + DataLoader({WORKERS})",
-        "memory": "tensors in memory",
-    }
-    for name, title in titles.items():
-        spread = f"{min(taken[name]):.2f} to {max(taken[name]):.2f}"
-        print(f"{title:<34}{rate[name]:>7.2f} GB/s  ({spread}){rate[name] / rate['theirs']:>8.1f} x WebDataset")
+        print(f"{len(store):,} clips, {store.manifest.frames:,} frames of {WIDTH} bfloat16, batches of {CLIPS} clips")
+        for layout in ("packed", "padded"):
+            rates = measure(store, urls, layout, given.repeats)
+            bar = statistics.median(rates["theirs"])
+            print(f"\n{layout:<36}{'GB/s':>6}  {'least to most':<16}x WebDataset")
+            for name, found in rates.items():
+                middle = statistics.median(found)
+                spread = f"{min(found):.2f} to {max(found):.2f}"
+                print(f"{TITLES[name]:<36}{middle:>6.2f}  {spread:<16}{middle / bar:>12.1f}", flush=True)
 
 
 if __name__ == "__main__":

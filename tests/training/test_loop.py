@@ -14,9 +14,10 @@ import torch.multiprocessing as mp
 from torch import Tensor
 
 from components.batching.loader import stage_data
-from components.training.checkpoint import latest_checkpoint, load_tensors
+from components.training.checkpoint import latest_checkpoint
 from components.training.loop import Alone, StageLoop, train_stage
 from components.training.schedule import learning_rate
+from components.training.weights import load_tensors
 from models.architectures import load
 from models.contract import SpeechLLM
 from models.pretrained import load_tokenizer
