@@ -114,9 +114,21 @@ def _watch(url: str, over: threading.Event) -> None:
                 shown.__exit__(None, None, None)
             stage, shown = now["stage"], Work(now["stage"], now["steps"], "steps").__enter__()
         if shown is not None:
-            shown.to(now["step"] + 1, f"loss {now['loss']:.3f}, {now['tokens_per_second']:.0f} tokens/s")
+            shown.to(now["step"] + 1, _pace(now))
     if shown is not None:
         shown.__exit__(None, None, None)
+
+
+def _pace(now: dict[str, Any]) -> str:
+    """What a person watches: loss, speed, and where time goes."""
+    loss = "not finite" if now["loss"] is None else f"{now['loss']:.3f}"
+    parts = [f"loss {loss}", f"{now['tokens_per_second']:,.0f} tokens/s", f"{now['samples_per_second']:.1f} samples/s"]
+    parts += [f"waits {now['data_wait']:.1%}", f"padding {now['padding']:.1%}"]
+    if "mfu" in now:
+        parts.append(f"MFU {now['mfu']:.0%}")
+    if "gpu_bytes" in now:
+        parts.append(f"{now['gpu_bytes'] / 1e9:.1f} GB")
+    return ", ".join(parts)
 
 
 def _manifest(url: str) -> dict[str, Any] | None:

@@ -94,7 +94,9 @@ def save_samples(url: str, samples: Samples) -> None:
     """Write `samples.parquet`: names of tasks and data sets as dictionaries, measures as `measure:<name>`."""
     columns: dict[str, Any] = {name: pa.array(getattr(samples, name)) for name in ARRAYS}
     for name, names in (("task", samples.tasks), ("collection", samples.collections)):
-        columns[name] = pa.DictionaryArray.from_arrays(pa.array(getattr(samples, name), pa.int16()), pa.array(names))
+        columns[name] = pa.DictionaryArray.from_arrays(
+            pa.array(getattr(samples, name), pa.int16()), pa.array(names, pa.string())
+        )
     columns |= {f"measure:{name}": pa.array(values) for name, values in samples.measures.items()}
     buffer = io.BytesIO()
     table = pa.table(columns).replace_schema_metadata({LABEL_IDS: json.dumps(samples.label_ids.tolist())})

@@ -20,11 +20,17 @@ def write_segment(url: str, step: int, lines: Sequence[dict[str, Any]]) -> None:
 
 
 def join_segments(url: str, last: int) -> None:
-    """Make `metrics.jsonl` of all pieces up to a step; later ones are of an attempt whose checkpoint was lost."""
+    """Make `metrics.jsonl` of all pieces up to a step; later ones are of an attempt whose checkpoint was lost.
+
+    Such an attempt may have ended a piece elsewhere: of two lines of a step, that of the longer piece counts.
+    """
     folder = storage.join(url, SEGMENTS)
     names = [name for name in storage.list_names(folder) if int(name.partition(".")[0]) <= last]
-    pieces = [storage.read_text(storage.join(folder, name)) for name in names]
-    storage.write_text(storage.join(url, METRICS), "".join(pieces))
+    lines: dict[int, str] = {}
+    for name in names:
+        written = storage.read_text(storage.join(folder, name)).splitlines(keepends=True)
+        lines |= {json.loads(line)["step"]: line for line in written}
+    storage.write_text(storage.join(url, METRICS), "".join(lines[step] for step in sorted(lines)))
 
 
 def read_metrics(url: str) -> list[dict[str, Any]]:

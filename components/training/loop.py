@@ -27,9 +27,9 @@ from components.training.history import join_segments, write_segment
 from components.training.optimiser_state import moments
 from components.training.optimisers import build_optimiser, set_rates
 from components.training.parallel import add_up, prepare, uses_fsdp, whole
-from components.training.precision import autocast, compute_dtype
+from components.training.precision import compute_dtype
 from components.training.shards import Damaged
-from components.training.step import Outcome, StepLoss, Stepper, run_step, step_seed
+from components.training.step import Outcome, StepLoss, Stepper, batch_loss, run_step, step_seed
 from components.training.watch import Watch
 from components.training.weights import save_tensors
 from infra import storage
@@ -94,8 +94,13 @@ def train_stage(loop: StageLoop, trained_before: list[str]) -> list[str]:
 
     Returns the names of all parameters trained so far, those of earlier stages (`trained_before`) included.
     Raises FloatingPointError when more batches than `stage.skip_batches` had no finite loss, OutOfMemory when not even
-    one sample fits.
+    one sample fits, ValueError for a stage that stops on a plateau without held-out samples to see it by.
     """
+    if loop.stage.patience is not None and (loop.held_out is None or not len(loop.held_out.plan)):
+        raise ValueError(
+            f"stage {loop.stage.name!r} stops on a plateau and needs clips of the dev split; there are none: add some, "
+            "or leave patience out"
+        )
     learning = loop.model.freeze(loop.stage.train)
     trained = sorted({*trained_before, *learning})
     stepper = make_stepper(loop)
@@ -189,9 +194,9 @@ def _steps(loop: StageLoop, stepper: Stepper, place: Place) -> Iterator[dict[str
     steps = len(loop.data.plan)
     todo = range(place.step, place.step if place.over else steps)
     watch = Watch(loop.model, stage, stepper.device, stepper.dtype)
-    for step, (batches, _) in watch.waiting(prefetched(load, todo)):
+    for step, (batches, made_for) in watch.waiting(prefetched(load, todo)):
         rate = set_rates(stepper.optimiser, stage, step, steps)
-        outcome = _fitting_step(loop, stepper, micro, step, batches)
+        outcome = _fitting_step(loop, stepper, micro, step, batches, made_for)
         place.step, place.seconds = step + 1, place.seconds + watch.step_seconds()
         if not outcome.finite:
             bad.skip(step, loop.data.keys(step), outcome, scheduler.rank)
@@ -202,9 +207,9 @@ def _steps(loop: StageLoop, stepper: Stepper, place: Place) -> Iterator[dict[str
 
 
 def _fitting_step(
-    loop: StageLoop, stepper: Stepper, micro: memory.MicroBatch, step: int, batches: list[Batch]
+    loop: StageLoop, stepper: Stepper, micro: memory.MicroBatch, step: int, batches: list[Batch], made_for: int | None
 ) -> Outcome:
-    """One step; when memory runs out, the same global batch again in smaller pieces.
+    """One step; when memory runs out, the same global batch again in smaller pieces. `made_for`: tokens at a time.
 
     With several workers the others are in the middle of an exchange: this one notes the smaller size and raises, and
     the scheduler starts all of them again from the newest checkpoint.
@@ -219,11 +224,12 @@ def _fitting_step(
             largest = max(batch.ids.numel() for batch in batches)
         stepper.optimiser.zero_grad(set_to_none=True)
         memory.release()
-        if micro.tokens is None or largest > micro.tokens // 2:
+        if made_for == micro.tokens:  # else the batches were made ahead, before the last time that memory ran out
             micro.halve(largest, step)
         if scheduler.world > 1:
             raise memory.OutOfMemory(f"step {step}: out of memory; starting again with {micro.tokens} tokens at a time")
-        batches = load_step(loop.data, step, scheduler.rank, scheduler.world, micro.tokens)
+        made_for = micro.tokens
+        batches = load_step(loop.data, step, scheduler.rank, scheduler.world, made_for)
 
 
 def _line(loop: StageLoop, step: int, outcome: Outcome, rate: float) -> dict[str, Any]:
@@ -257,10 +263,6 @@ def _check(loop: StageLoop, stepper: Stepper, place: Place, lines: list[dict[str
     if loop.stage.patience is None:
         losses = [line["loss"] for line in lines if line["loss"] is not None]
         return sum(losses) / len(losses) if losses else None
-    if loop.held_out is None or not len(loop.held_out.plan):
-        raise ValueError(
-            f"stage {loop.stage.name!r} stops on a plateau and needs clips of the dev split; there are none"
-        )
     score = held_out_loss(loop, stepper)
     lines[-1]["dev_loss"] = score
     if place.best is None or score < place.best:
@@ -277,10 +279,10 @@ def held_out_loss(loop: StageLoop, stepper: Stepper) -> float:
     assert data is not None
     loop.model.eval()
     summed = labels = 0.0
-    with torch.no_grad(), autocast(stepper.device, stepper.dtype):
+    with torch.no_grad():
         for step in range(len(data.plan)):
             for batch in load_step(data, step, stepper.rank, stepper.world, even=True):
-                loss, count = stepper.loss(batch.to(stepper.device))
+                loss, count = batch_loss(stepper, batch)
                 summed, labels = summed + float(loss), labels + float(count)
     loop.model.train()
     summed, labels = add_up([summed, labels], stepper.device)

@@ -23,7 +23,7 @@ def prepare(model: SpeechLLM, compute: Compute, world: int, unused: bool) -> nn.
     """
     layers = backbone_layers(model)
     if compute.activation_checkpointing:
-        model.llm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.llm.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
     if compute.compile:
         for layer in layers:
             layer.compile(dynamic=True)

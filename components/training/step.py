@@ -65,12 +65,10 @@ def run_step(stepper: Stepper, batches: Sequence[Batch], labels: int | None, see
     for number, batch in enumerate(batches):
         torch.manual_seed(seed * 8192 + stepper.rank * 512 + number % 512)  # dropout needs no saved state to resume
         synchronise(stepper.module, last=number == len(batches) - 1)
-        moved = batch.to(stepper.device)
-        with autocast(stepper.device, stepper.dtype):
-            loss, count = stepper.loss(moved)
+        loss, count = batch_loss(stepper, batch)
         (loss * (stepper.world / expected)).backward()  # DDP and FSDP average over ranks
         summed += loss.detach().double()
-        found, tokens, positions = found + int(count), tokens + batch.tokens, positions + batch.ids.numel()
+        found, tokens, positions = found + count, tokens + batch.tokens, positions + batch.ids.numel()
     total, found_all, tokens_all, positions_all = add_up(
         [float(summed), float(found), float(tokens), float(positions)], stepper.device
     )
@@ -84,6 +82,13 @@ def run_step(stepper: Stepper, batches: Sequence[Batch], labels: int | None, see
         optimiser.step()
     optimiser.zero_grad(set_to_none=True)
     return outcome
+
+
+def batch_loss(stepper: Stepper, batch: Batch) -> tuple[Tensor, int]:
+    """Summed loss of a batch and its number of labels; 0 for a batch whose labels are all masked."""
+    with autocast(stepper.device, stepper.dtype):
+        loss, count = stepper.loss(batch.to(stepper.device))
+    return (loss if int(count) else loss * 0.0), int(count)  # CTC of no labels is that of blanks alone
 
 
 def gradient_norm(stepper: Stepper) -> float:

@@ -91,6 +91,18 @@ def test_alone_padded_left_right_and_packed_agree(subject: Subject) -> None:
         assert torch.allclose(other, gradient, atol=1e-3 * float(gradient.abs().max())), layout
 
 
+def test_the_dense_mask_of_packed_rows_agrees_with_their_borders(subject: Subject) -> None:
+    """The fallback for backbones that cannot be told where samples end."""
+    batch = batch_of(subject, subject.rendered({"asr": 1.0}), "packed")
+    borders = subject.model.hidden(batch)
+    config = subject.model.llm.config
+    before, config._attn_implementation = config._attn_implementation, "sdpa"
+    try:
+        assert torch.allclose(subject.model.hidden(batch), borders, atol=1e-5)
+    finally:
+        config._attn_implementation = before
+
+
 def test_packed_samples_do_not_see_each_other(subject: Subject) -> None:
     """Changing the first sample of a packed row leaves the hidden states of the second as they were."""
     pairs = subject.rendered({"asr": 1.0})

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-COMMANDS = ["run", "ingest", "cache", "train", "evaluate", "register", "listen", "architectures", "demo"]
+COMMANDS = ["run", "ingest", "cache", "plan", "explain", "fit-memory", "train", "evaluate", "register"]
+COMMANDS += ["listen", "architectures", "demo"]
 
 
 def said(*words: str) -> str:

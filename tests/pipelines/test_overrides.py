@@ -24,6 +24,27 @@ def test_words_set_run_and_preset() -> None:
     assert preset.lora.rank == 2
 
 
+def test_settings_of_the_machines_are_nested_and_checked() -> None:
+    config = run_config({"arch": "a", "data": "d", "compute.parallel": "fsdp", "compute.micro_tokens": 512})
+    assert (config.compute.parallel, config.compute.micro_tokens, config.set) == ("fsdp", 512, {})
+    with pytest.raises(WrongSetting, match=r"did you mean 'compute.micro_tokens'"):
+        run_config({"arch": "a", "data": "d", "compute.micro_token": 512})
+    with pytest.raises(WrongSetting, match=r"compute.parallel: .*'ddp' or 'fsdp' \(got 'dp'\)"):
+        run_config({"arch": "a", "data": "d", "compute.parallel": "dp"})
+
+
+def test_a_curriculum_can_be_taken_out_or_turned_round_for_all_stages() -> None:
+    easy_first = changed(PRESET, {"recipe.stages.lora.curriculum.order": "text"})
+    none = run_config({"arch": "a", "data": "d"} | parse_words(["curriculum=none"]))
+    assert {s.curriculum.order for s in changed(easy_first, none.set).recipe.stages} == {"random"}
+    turned = run_config({"arch": "a", "data": "d"} | parse_words(["curriculum.reverse=true", "curriculum.pacing=root"]))
+    stages = changed(easy_first, turned.set).recipe.stages
+    assert [(s.curriculum.order, s.curriculum.reverse, s.curriculum.pacing) for s in stages] == [
+        ("duration", True, "root"),
+        ("text", True, "root"),
+    ]
+
+
 @pytest.mark.parametrize(
     ("key", "near"),
     [

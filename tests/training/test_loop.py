@@ -1,160 +1,238 @@
-"""Training: resume gives the weights of an unbroken run, whatever is killed where; more workers give the same loss."""
+"""A stage from its first step to its weights: the same bits after a stop anywhere, and what is written on the way."""
 
 from __future__ import annotations
 
 import json
-import socket
+import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor
+from training_helpers import (
+    DEV,
+    ROWS,
+    apart,
+    built,
+    curve,
+    final,
+    make_loop,
+    make_stage,
+    sha256,
+    stopped,
+    trained,
+    two_stages,
+    untimed,
+)
 
-from components.batching.loader import stage_data
-from components.training.checkpoint import latest_checkpoint
-from components.training.loop import Alone, StageLoop, train_stage
-from components.training.schedule import learning_rate
-from components.training.weights import load_tensors
-from models.architectures import load
-from models.contract import SpeechLLM
-from models.pretrained import load_tokenizer
-from models.recipe import Optimiser, Stage
-from models.rendering import Audio
+from components.batching.loader import load_step
+from components.training import loop as loop_module
+from components.training import watch
+from components.training.checkpoint import Checkpoints
+from components.training.history import join_segments, read_metrics, write_segment
+from components.training.loop import Alone, held_out_loss, make_stepper, train_stage
+from components.training.shards import Damaged
+from models.recipe import Optimiser
 
-ROWS = [
-    {
-        "key": f"c{i}",
-        "text": t,
-        "seconds": 0.5 + 0.1 * i,
-        "labels": {},
-        "translation": {},
-        "caption": None,
-        "conversations": None,
-    }
-    for i, t in enumerate(["one", "two", "three", "four", "five", "six", "seven", "eight"])
-]
-
-
-def built(name: str = "funasr_llm") -> tuple[SpeechLLM, Any, dict[str, Audio]]:
-    architecture = load(name)
-    preset = architecture.preset("tiny")
-    assert preset.lora is not None
-    preset.lora.dropout = 0.1  # dropout must not need saved random state to resume
-    tokenizer = load_tokenizer(preset.backbone.tokenizer)
-    model = architecture.build(preset, tokenizer, encoders=False, seed=1)
-    generator = torch.Generator().manual_seed(5)
-    audios = {row["key"]: Audio({"speech": torch.randn(20 + i, 32, generator=generator)}) for i, row in enumerate(ROWS)}
-    return model, tokenizer, audios
+EVEN = Optimiser(lr=5e-3, schedule="constant")
+STEPS = 9
 
 
-def stage(loss: str = "lm") -> Stage:
-    return Stage(
-        name="s",
-        train=("connector",) if loss == "ctc" else ("connector", "lora"),
-        loss=loss,
-        optimiser=Optimiser(lr=1e-2, warmup=2),  # type: ignore[arg-type]
-        epochs=3,
-        batch_tokens=150,
-        checkpoint_every=2,
-    )
+class Eyes(Alone):
+    """Keeps the weights after every step."""
 
-
-class Killed(Exception):
-    """Stands for SIGKILL: nothing after it runs."""
-
-
-class KillAt(Alone):
-    def __init__(self, step: int) -> None:
-        self.step = step
+    def __init__(self, model: torch.nn.Module) -> None:
+        self.model = model
+        self.seen: list[dict[str, Tensor]] = []
 
     def report(self, metrics: dict[str, Any]) -> None:
-        if metrics["step"] == self.step:
-            raise Killed
+        learning = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
+        self.seen.append({n: p.detach().clone() for n, p in learning.items()})
 
 
-def run(url: Path, loss: str = "lm", scheduler: Any = None) -> dict[str, Tensor]:
-    model, tokenizer, audios = built()
-    data = stage_data(stage(loss), ROWS, model, tokenizer, audios.__getitem__, seed=0)
-    train_stage(StageLoop(stage(loss), data, model, tokenizer, str(url), 0, scheduler or Alone()), [])
-    return load_tensors(str(url / "weights.safetensors"))
+# ---- stopped and resumed --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("layout", ["bucketed", "packed"])
 @pytest.mark.parametrize("loss", ["lm", "ctc"])
-@pytest.mark.parametrize("killed_at", [0, 1, 3, 4])
-def test_killed_and_resumed_gives_the_same_bits(tmp_path: Path, loss: str, killed_at: int) -> None:
-    straight = run(tmp_path / "straight", loss)
-    with pytest.raises(Killed):
-        run(tmp_path / "killed", loss, KillAt(killed_at))
-    resumed = run(tmp_path / "killed", loss)
-    assert straight.keys() == resumed.keys()
-    assert all(torch.equal(straight[name], resumed[name]) for name in straight)
-    lines = [json.loads(line) for line in (tmp_path / "killed" / "metrics.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines] == list(range(len(lines)))
+def test_stopped_and_resumed_gives_the_same_bits(tmp_path: Path, loss: str, layout: Any) -> None:
+    stage = make_stage(loss)
+    trained(tmp_path / "straight", stage, built(dropout=0.1), layout=layout)
+    for stop in (0, 1, 4, None):  # before the first checkpoint, at one, in between; then to the end
+        if stop is None:
+            trained(tmp_path / "stopped", stage, built(dropout=0.1), layout=layout)
+            break
+        stopped(stop, tmp_path / "stopped", stage, built(dropout=0.1), layout=layout)
+    weights = [tmp_path / name / "weights.safetensors" for name in ("straight", "stopped")]
+    assert sha256(weights[0]) == sha256(weights[1])
+    assert untimed(tmp_path / "straight") == untimed(tmp_path / "stopped")
+    assert len(curve(tmp_path / "straight")) == STEPS
+
+
+def test_a_stage_that_ended_but_was_not_published_only_publishes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    straight = trained(tmp_path)
+    (tmp_path / "weights.safetensors").unlink()
+    (tmp_path / "metrics.jsonl").unlink()
+    monkeypatch.setattr(loop_module, "run_step", None)
+    assert apart(trained(tmp_path), straight) == 0.0
+    assert len(curve(tmp_path)) == STEPS
 
 
 def test_an_unfinished_checkpoint_is_never_read(tmp_path: Path) -> None:
-    straight = run(tmp_path / "straight")
-    with pytest.raises(Killed):
-        run(tmp_path / "killed", scheduler=KillAt(4))
-    newest = latest_checkpoint(str(tmp_path / "killed" / "checkpoints"))
+    straight = trained(tmp_path / "straight")
+    stopped(6, tmp_path / "stopped")
+    checkpoints = Checkpoints(str(tmp_path / "stopped" / "checkpoints"))
+    newest = checkpoints.latest()
     assert newest is not None
     (Path(newest) / "state.json").unlink()
-    assert latest_checkpoint(str(tmp_path / "killed" / "checkpoints")) != newest
-    assert all(torch.equal(value, straight[name]) for name, value in run(tmp_path / "killed").items())
+    assert checkpoints.latest() != newest
+    assert apart(trained(tmp_path / "stopped"), straight) == 0.0
 
 
-def test_a_loss_that_is_not_finite_names_the_clips(tmp_path: Path) -> None:
-    model, tokenizer, audios = built()
-    audios["c3"].features["speech"][0, 0] = float("nan")
-    data = stage_data(stage(), ROWS, model, tokenizer, audios.__getitem__, seed=0)
-    with pytest.raises(FloatingPointError, match=r"step \d+: the loss is not finite; clips of the batch: .*c3"):
-        train_stage(StageLoop(stage(), data, model, tokenizer, str(tmp_path), 0, Alone()), [])
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    straight = trained(tmp_path / "straight")
+    stopped(6, tmp_path / "stopped")
+    newest = Checkpoints(str(tmp_path / "stopped" / "checkpoints")).latest()
+    assert newest is not None
+    assert newest.endswith("step-0000006")
+    (file,) = Path(newest).glob("*.safetensors")
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    assert apart(trained(tmp_path / "stopped"), straight) == 0.0
+    assert f"{file} is damaged" in caplog.text
+    assert untimed(tmp_path / "stopped") == untimed(tmp_path / "straight")
 
 
-def _worker(rank: int, world: int, port: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
-    scheduler = Alone()
-    scheduler.rank, scheduler.world = rank, world
-    model, tokenizer, audios = _without_dropout()
-    data = stage_data(stage(), ROWS, model, tokenizer, audios.__getitem__, seed=0)
-    train_stage(StageLoop(stage(), data, model, tokenizer, folder, 0, scheduler), [])
-    dist.destroy_process_group()
+def test_when_no_checkpoint_is_whole_the_stage_does_not_begin_again(tmp_path: Path) -> None:
+    stopped(6, tmp_path)
+    for file in tmp_path.glob("checkpoints/step-*/*.safetensors"):
+        file.write_bytes(b"")
+    with pytest.raises(Damaged, match=r"remove .*step-"):
+        trained(tmp_path)
 
 
-def _without_dropout() -> tuple[SpeechLLM, Any, dict[str, Audio]]:
-    model, tokenizer, audios = built()
-    for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
-    return model, tokenizer, audios
+def test_the_second_stage_starts_from_the_first_and_publishes_both(tmp_path: Path) -> None:
+    parts = built()
+    two_stages(tmp_path, parts)
+    groups = parts.model.parameter_groups()
+    aligned, tuned = final(tmp_path / "align"), final(tmp_path / "tune")
+    assert list(aligned) == sorted(groups["connector"])
+    assert list(tuned) == sorted([*groups["connector"], *groups["lora"]])
+    fresh = trained(tmp_path / "fresh")
+    assert apart(tuned, fresh) > 1e-2  # it matters where a stage starts
+    again = built()
+    two_stages(tmp_path, again)  # both are published: nothing is trained
+    parameters = dict(again.model.named_parameters())
+    assert apart({n: parameters[n].detach() for n in tuned}, tuned) == 0.0
 
 
-@pytest.mark.slow
-def test_two_workers_give_the_losses_of_one(tmp_path: Path) -> None:
-    model, tokenizer, audios = _without_dropout()
-    data = stage_data(stage(), ROWS, model, tokenizer, audios.__getitem__, seed=0)
-    train_stage(StageLoop(stage(), data, model, tokenizer, str(tmp_path / "one"), 0, Alone()), [])
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.spawn(_worker, (2, port, str(tmp_path / "two")), nprocs=2)  # type: ignore[no-untyped-call]
-    losses = [
-        [json.loads(line)["loss"] for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
-        for name in ("one", "two")
+# ---- metrics --------------------------------------------------------------------------------------------------------
+
+
+def test_lines_of_metrics_say_what_a_person_asks(tmp_path: Path) -> None:
+    stage = make_stage(groups={"lora": Optimiser(lr=1e-4)})
+    loop = make_loop(tmp_path, stage)
+    train_stage(loop, [])
+    lines = read_metrics(str(tmp_path))
+    for line in lines:
+        batch = loop.data.plan.batch(line["step"])
+        assert line["tokens"] == loop.data.samples.tokens[batch].sum()
+        assert line["labels"] == loop.data.samples.labels[batch].sum()
+        rectangle = loop.data.samples.tokens[batch].max() * len(batch)
+        assert line["padding"] == pytest.approx(1 - line["tokens"] / rectangle)
+        assert line["samples_per_second"] / line["tokens_per_second"] == pytest.approx(len(batch) / line["tokens"])
+        assert 0 < line["mfu"] < 1
+        assert 0 <= line["data_wait"] <= 1
+        assert line["gradient_norm"] > 0
+        assert line["tasks"] == {"asr": 1.0}
+        assert line["stage"] == "tune"
+    assert lines[0]["lr"] == pytest.approx(5e-3 / 3)
+    assert [line["epoch"] for line in lines] == loop.data.plan.epochs.tolist()
+    assert read_metrics(str(tmp_path / "nothing")) == []
+
+
+def test_ctc_lines_have_no_mfu_as_the_backbone_does_not_run(tmp_path: Path) -> None:
+    trained(tmp_path, make_stage("ctc", max_steps=1), layout="packed")
+    (line,) = read_metrics(str(tmp_path))
+    assert "mfu" not in line
+    assert line["padding"] == 0.0
+
+
+def test_pieces_of_metrics_join_to_one_line_a_step_whatever_attempts_left(tmp_path: Path) -> None:
+    url = str(tmp_path)
+    write_segment(url, 2, [{"step": 0, "a": 1}, {"step": 1, "a": 1}])
+    write_segment(url, 3, [{"step": 2, "a": 1}])  # time was up here, but the checkpoint was lost
+    write_segment(url, 4, [{"step": 2, "a": 2}, {"step": 3, "a": 2}])
+    write_segment(url, 6, [{"step": 4, "a": 1}])  # of an attempt that went further
+    join_segments(url, 4)
+    assert curve(tmp_path, "a") == [1, 1, 2, 2]
+
+
+# ---- ends -----------------------------------------------------------------------------------------------------------
+
+
+def test_time_that_is_up_ends_the_stage_over_all_attempts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter(range(10**6))  # one second a look: two for a step, from asking for data to its end
+    monkeypatch.setattr(watch, "time", SimpleNamespace(monotonic=lambda: float(next(clock))))
+    stage = make_stage(max_seconds=9, optimiser=EVEN)
+    stopped(2, tmp_path, stage)
+    weights = trained(tmp_path, stage)
+    assert len(curve(tmp_path)) == 5
+    assert apart(weights, trained(tmp_path / "five", make_stage(max_steps=5, optimiser=EVEN))) == 0.0
+    state = json.loads((tmp_path / "checkpoints" / "step-0000005" / "state.json").read_text())["state"]
+    assert (state["seconds"], state["over"]) == (10.0, True)
+
+
+def test_a_plateau_ends_the_stage_with_the_best_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scores = iter([3.0, 2.0, 2.5, 2.0, 1.0])
+    monkeypatch.setattr(loop_module, "held_out_loss", lambda *_: next(scores))
+    parts = built()
+    eyes = Eyes(parts.model)
+    weights = trained(tmp_path, make_stage(patience=2), parts, dev=DEV, scheduler=eyes)
+    assert len(curve(tmp_path)) == 8 < STEPS  # the fourth checkpoint is the second without a better loss
+    assert apart(weights, eyes.seen[3]) == 0.0
+    assert apart(weights, eyes.seen[7]) > 1e-4
+    dev = [line["dev_loss"] for line in read_metrics(str(tmp_path)) if "dev_loss" in line]
+    assert dev == [3.0, 2.0, 2.5, 2.0]
+
+
+def test_patience_goes_on_where_it_was_after_a_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scores = iter([3.0, 2.0, 2.5, 2.5, 1.0])
+    monkeypatch.setattr(loop_module, "held_out_loss", lambda *_: next(scores))
+    stopped(6, tmp_path, make_stage(patience=2), dev=DEV)
+    trained(tmp_path, make_stage(patience=2), dev=DEV)
+    assert len(curve(tmp_path)) == 8
+
+
+def test_the_loss_on_dev_is_the_mean_over_its_labels(tmp_path: Path) -> None:
+    loop = make_loop(tmp_path, make_stage(batch_tokens=130), dev=DEV)
+    loop.model.freeze(loop.stage.train)
+    assert loop.held_out is not None
+    assert len(loop.held_out.plan) > 1
+    one_by_one = [
+        loop.model(load_step(loop.held_out, step, rank, 3)[0])
+        for step in range(len(loop.held_out.plan))
+        for rank in range(len(loop.held_out.plan.batch(step)))
     ]
-    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    mean = sum(loss.item() for loss, _ in one_by_one) / sum(int(count) for _, count in one_by_one)
+    assert held_out_loss(loop, make_stepper(loop)) == pytest.approx(mean, rel=1e-5)
+    assert loop.model.training
 
 
-def test_schedules() -> None:
-    warm = Optimiser(lr=1.0, warmup=4, schedule="linear", final_lr=0.1)
-    rates = [learning_rate(warm, step, 14) for step in range(15)]
-    assert rates[:4] == pytest.approx([0.2, 0.4, 0.6, 0.8])
-    assert rates[4] == pytest.approx(1.0)
-    assert rates[9] == pytest.approx(0.55)
-    assert rates[14] == pytest.approx(0.1)
-    assert learning_rate(Optimiser(lr=1.0, schedule="cosine"), 50, 100) == pytest.approx(0.5)
-    assert learning_rate(Optimiser(lr=1.0, warmup=0.1, schedule="constant"), 5, 100) == pytest.approx(6 / 11)
+def test_patience_without_clips_to_judge_by_is_said_before_the_first_step(tmp_path: Path) -> None:
+    for dev in ([], [DEV[0] | {"text": None}]):
+        eyes = Eyes(torch.nn.Identity())
+        with pytest.raises(ValueError, match="'tune' stops on a plateau and needs clips of the dev split"):
+            trained(tmp_path, make_stage(patience=2), dev=dev, scheduler=eyes)
+        assert eyes.seen == []
+
+
+def test_training_teaches(tmp_path: Path) -> None:
+    trained(tmp_path, make_stage("ctc", epochs=30, optimiser=Optimiser(lr=5e-3)), rows=ROWS[:4])
+    losses = curve(tmp_path)
+    assert all(math.isfinite(loss) for loss in losses)
+    assert sum(losses[-4:]) < 0.2 * sum(losses[:4])
