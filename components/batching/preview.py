@@ -90,7 +90,8 @@ def plan_page(name: str, stage: Stage, plan: Plan, samples: Samples) -> str:
     middles = ((edges[:-1] + edges[1:] - 1) / 2).tolist()
     bands = _epoch_bands(plan)
     tasks = _mixture("Tasks", samples.task, samples.tasks, plan, edges, bands)
-    collections = _mixture("Data sets", samples.collection, samples.collections, plan, edges, bands)
+    several = len(samples.collections) > 1
+    collections = _mixture("Data sets", samples.collection, samples.collections, plan, edges, bands) if several else ""
     body = [
         head,
         section("numbers", "In numbers", _numbers(summary)),

@@ -57,7 +57,7 @@ def publish_plan(
     summary = summarise(plan, samples, stage)
     save_samples(storage.join(folder, "samples.parquet"), samples)
     save_plan(storage.join(folder, "plan.safetensors"), plan)
-    storage.write_text(storage.join(folder, PAGE), plan_page(stage.name, stage, plan, samples))
+    storage.write_text(storage.join(folder, PAGE), plan_page(type(model).title, stage, plan, samples))
     storage.write_json(marker, summary.model_dump(mode="json"))
     return summary
 

@@ -14,6 +14,7 @@ from components.batching.stage_plan import chosen_layout, held_out_data, open_pl
 from components.shards.index import Rows, read_rows
 from components.training.compute import Compute
 from components.training.fit import Fit, device_name, find_fit, fit_key
+from components.training.history import SEGMENTS
 from components.training.loop import StageLoop, train_stage
 from components.training.parallel import uses_fsdp
 from components.training.precision import compute_dtype, store_frozen
@@ -141,7 +142,8 @@ def _train(worker: Worker, number: int, model: SpeechLLM, tokenizer: Any, traine
             "compute": worker.compute.model_dump(mode="json"),
         }
         storage.write_json(storage.join(url, MANIFEST), manifest)
-        storage.remove_tree(storage.join(url, "checkpoints"))
+        for working in ("checkpoints", SEGMENTS):
+            storage.remove_tree(storage.join(url, working))
     _wait_for_all(worker)
     return trained
 

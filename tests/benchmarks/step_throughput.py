@@ -48,7 +48,7 @@ from models.rendering import Audio, Rendered
 BAR = 2.0
 CLIPS = 8  # in a batch
 LEARN = ("connector", "lora")
-RATE = 1e-3  # learning rate, linear to zero on both sides
+RATE = 1e-4  # learning rate, linear to zero on both sides
 
 
 @dataclass
