@@ -42,7 +42,7 @@ Verbose = Annotated[bool, typer.Option("--verbose", help="Show the logs of Prefe
 
 # Enough for a corpus of sixty words; a person's own data take the whole recipe.
 DEMO_SETTINGS = {
-    "funasr_llm": ("recipe.stages.lora.epochs=0.3",),
+    "funasr_llm": ("recipe.stages.lora.epochs=0.4",),
     "salmonn": ("recipe.stages.instruct.tasks={asr: 1.0}", "recipe.stages.instruct.max_steps=35"),
     "speechgpt": ("recipe.stages.adapt.max_steps=8", "recipe.stages.cross.max_steps=40"),
 }

@@ -68,7 +68,9 @@ def run_step(stepper: Stepper, batches: Sequence[Batch], labels: int | None, see
         loss, count = batch_loss(stepper, batch)
         (loss * (stepper.world / expected)).backward()  # DDP and FSDP average over ranks
         summed += loss.detach().double()
-        found, tokens, positions = found + count, tokens + batch.tokens, positions + batch.ids.numel()
+        found += count
+        if count:  # else it is there for the exchange alone, and counted where it was not masked
+            tokens, positions = tokens + batch.tokens, positions + batch.ids.numel()
     total, found_all, tokens_all, positions_all = add_up(
         [float(summed), float(found), float(tokens), float(positions)], stepper.device
     )

@@ -117,9 +117,9 @@ def _small() -> Preset:
                 Stage(
                     name="lora",
                     train=("connector", "lora"),
-                    optimiser=Optimiser(lr=2e-3, warmup=0.1),
+                    optimiser=Optimiser(lr=1e-3, warmup=0.1),
                     epochs=1,
-                    batch_tokens=300,
+                    batch_tokens=150,
                 ),
             ],
             decoding=Decoding(max_new_tokens=64),

@@ -28,7 +28,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-import torch
 from measuring import Comparison, interleaved, machine, middle, verdict
 from small_system import System, batches_of, build, cached, mixed_rows, noise
 from torch import Tensor
@@ -151,7 +150,10 @@ def main() -> int:
         "lm 13M": lambda: case(build(smaller), "lm", rows, waveforms),
         "lm 135M": partial(case, system, "lm", rows, waveforms),
     }
-    print(f"\n{'':<9}{'live, steps/s':<24}{'cached, steps/s':<24}{'ratio':>7}{'encoder':>9}{'twice at':>10}{'loss apart':>12}")
+    columns = (
+        f"{'live, steps/s':<24}{'cached, steps/s':<24}{'ratio':>7}{'encoder':>9}{'twice at':>10}{'loss apart':>12}"
+    )
+    print(f"\n{'':<9}{columns}")
     judged: dict[str, Comparison] = {}
     for name, make in makers.items():
         made = make()

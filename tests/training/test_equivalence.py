@@ -84,7 +84,8 @@ def assert_same_learning(left: Path, right: Path, weights: float = 1e-5) -> None
     for exact in ("tokens", "labels", "lr", "tasks", "epoch"):
         assert curve(left, exact) == curve(right, exact)
     assert curve(left) == pytest.approx(curve(right), rel=1e-5)
-    assert curve(left, "gradient_norm") == pytest.approx(curve(right, "gradient_norm"), rel=1e-4)
+    ctc = curve(left, "stage")[0] == "align"  # float32 CTC: e to the power of a difference of losses of thousands
+    assert curve(left, "gradient_norm") == pytest.approx(curve(right, "gradient_norm"), rel=1e-3 if ctc else 1e-4)
     assert apart(final(left), final(right)) < weights
 
 
@@ -136,7 +137,7 @@ def test_recomputed_activations_draw_the_same_dropout(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("layout", ["bucketed", "packed"])
 def test_compiled_layers_learn_the_same(tmp_path: Path, layout: Any) -> None:
-    stage = stage_of("lm").model_copy(update={"max_steps": 5})
+    stage = stage_of("lm").model_copy(update={"max_steps": 3})
     trained(tmp_path / "plain", stage, built(layers=1), layout=layout)
     trained(tmp_path / "compiled", stage, built(layers=1), layout=layout, compile=True)
     assert_same_learning(tmp_path / "plain", tmp_path / "compiled", weights=1e-4)

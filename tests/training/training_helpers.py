@@ -145,7 +145,7 @@ def two_stages(url: Path | str, parts: Built, **given: Any) -> None:
             before = train_stage(make_loop(folder, stage, parts, **given), before)
 
 
-def curve(url: Path | str, field: str = "loss") -> list[float]:
+def curve(url: Path | str, field: str = "loss") -> list[Any]:
     """A field of the metrics at every step; the steps must be those of an unbroken run."""
     lines = read_metrics(str(url))
     assert [line["step"] for line in lines] == list(range(len(lines)))
