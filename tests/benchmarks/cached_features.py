@@ -8,7 +8,8 @@ lm 13M  connector and LoRA on a random LLaMA of 13 M parameters inside, SmolLM2'
 lm 135M connector and LoRA on SmolLM2-135M (`small`'s second stage)
 
 What caching saves is the encoder's share of a step, and nothing else: `encoder` is that share on the live side,
-and `twice at` says how many times dearer an encoder would have to be for a stage to run at double speed.
+and `twice at` says how many times dearer an encoder would have to be for a stage to run at double speed;
+`apart` is the largest relative difference between the losses of the two sides.
 """
 
 from __future__ import annotations
@@ -163,7 +164,7 @@ def main() -> int:
         share = statistics.median(made.encoding)
         print(
             f"{name:<9}{middle(rates['live'], '.2f'):<24}{middle(rates['cached'], '.2f'):<24}"
-            f"{judged[name].ratio:>6.2f}x{share:>9.0%}{(1 - share) / share:>9.1f}x{made.loss_apart():>12.1e}",
+            f"{judged[name].ratio:>6.2f}x{share:>9.0%}{(1 - share) / share:>9.1f}x{made.loss_apart():>10.1e}",
             flush=True,
         )
     return verdict("cached_features (ctc)", judged["ctc"].ratio, BAR, judged["ctc"].drift)
