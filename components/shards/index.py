@@ -178,7 +178,7 @@ class Rows(Sequence[dict[str, Any]]):
     def __getitem__(self, at: int | slice) -> dict[str, Any] | Rows:
         if isinstance(at, slice):
             start, stop, step = at.indices(len(self))
-            return Rows(self.table.take(list(range(start, stop, step))))
+            return Rows(self.table.take(pa.array(range(start, stop, step), pa.int64())))
         if not -len(self) <= at < len(self):
             raise IndexError(f"row {at} of {len(self)}")
         return _read(self.table.slice(at % len(self), 1).to_pylist()[0])

@@ -30,6 +30,7 @@ import numpy as np
 import torch
 import webdataset
 from feature_helpers import HOP, SmallEncoder
+from measuring import Comparison, machine, middle, verdict
 from safetensors.torch import save
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -41,6 +42,7 @@ from components.schema import AudioManifest, ShardInfo
 from models.batch import padded
 
 WIDTH = 384
+BAR = 10.0
 CLIPS = 32  # in a batch
 WORKERS = 2
 LONGEST = 500  # frames
@@ -163,7 +165,7 @@ def measure(store: FeatureStore, urls: list[str], layout: str, repeats: int) -> 
     return rates
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shards", type=int, default=8)
     parser.add_argument("--clips", type=int, default=180, help="in a shard")
@@ -173,15 +175,20 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         store, urls = write_both(Path(folder), given.shards, given.clips)
         print(f"{len(store):,} clips, {store.manifest.frames:,} frames of {WIDTH} bfloat16, batches of {CLIPS} clips")
-        for layout in ("packed", "padded"):
-            rates = measure(store, urls, layout, given.repeats)
-            bar = statistics.median(rates["theirs"])
-            print(f"\n{layout:<36}{'GB/s':>6}  {'least to most':<16}x WebDataset")
-            for name, found in rates.items():
-                middle = statistics.median(found)
-                spread = f"{min(found):.2f} to {max(found):.2f}"
-                print(f"{TITLES[name]:<36}{middle:>6.2f}  {spread:<16}{middle / bar:>12.1f}", flush=True)
+        print(machine())
+        packed = {}
+        for layout in ("padded", "packed"):
+            packed = measure(store, urls, layout, given.repeats)
+            theirs = statistics.median(packed["theirs"])
+            print(f"\n{layout:<36}{'GB/s':<24}x WebDataset")
+            for name, found in packed.items():
+                print(
+                    f"{TITLES[name]:<36}{middle(found, '.2f'):<24}{statistics.median(found) / theirs:>12.1f}",
+                    flush=True,
+                )
+    compared = Comparison(packed["theirs"], packed["ours"])
+    return verdict("feature_reading (packed, later passes)", compared.ratio, BAR, compared.drift)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

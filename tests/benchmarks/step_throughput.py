@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import statistics
 import sys
 import tempfile
 import time
@@ -53,10 +54,11 @@ RATE = 1e-4  # learning rate, linear to zero on both sides
 
 @dataclass
 class Run:
-    """When the steps of a run ended, and their losses."""
+    """When the steps of a run ended, their losses, and the share of each that went by waiting for data."""
 
     ends: list[float] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
+    waits: list[float] = field(default_factory=list)
 
     def tokens_per_second(self, data: StageData) -> float:
         counted = data.samples.tokens[data.plan.order[data.plan.starts[1] : data.plan.starts[len(self.ends)]]]
@@ -73,6 +75,7 @@ class Noting(Alone):
     def report(self, metrics: dict[str, Any]) -> None:
         self.run.ends.append(time.perf_counter())
         self.run.losses.append(metrics["loss"])
+        self.run.waits.append(metrics["data_wait"])
 
 
 def ours(system: System, data: StageData) -> Run:
@@ -219,6 +222,8 @@ def main() -> int:
         ratio = f"{against[name].ratio:.2f}x" if name in against else ""
         apart = f"{loss_apart(runs['ours'][0], runs[name][0]):.1e}"
         print(f"{title:<34}{middle(rates[name]):<32}{ratio:>8}{apart:>12}")
+    waited = statistics.fmean(share for run in runs["ours"] for share in run.waits[1:])
+    print(f"ours waits for data {waited:.2%} of the time")
     return verdict("step_throughput", against["live"].ratio, BAR, against["live"].drift)
 
 

@@ -8,6 +8,9 @@ import time
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
+
+from pipelines.cli import app
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 COMMANDS = ["run", "ingest", "cache", "plan", "explain", "fit-memory", "train", "evaluate", "register"]
@@ -24,17 +27,21 @@ def said(*words: str) -> str:
 
 @pytest.mark.parametrize("command", [[c] for c in COMMANDS] + [["recipe", "show"]])
 def test_every_command_has_an_example(command: list[str]) -> None:
-    assert f"Example: earloom {' '.join(command)}" in said(*command, "--help").replace("\n", " ").replace("  ", " ")
+    done = CliRunner().invoke(app, [*command, "--help"])
+    assert done.exit_code == 0
+    assert f"Example: earloom {' '.join(command)}" in " ".join(done.output.split())
 
 
 def test_help_imports_nothing_heavy_and_answers_at_once() -> None:
     """At most half a second; the best of five, because the machine may be busy."""
-    taken = []
+    taken = 1.0
     for _ in range(5):
         began = time.perf_counter()
         said("--help")
-        taken.append(time.perf_counter() - began)
-    assert min(taken) < 0.5
+        taken = min(taken, time.perf_counter() - began)
+        if taken < 0.5:
+            break
+    assert taken < 0.5
     heavy = {"torch", "ray", "prefect", "pydantic", "numpy"}
     imported = f"import sys, pipelines.cli; print(sorted({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", imported], cwd=REPOSITORY, capture_output=True, text=True, check=True)

@@ -145,7 +145,7 @@ def test_a_smaller_setting_wins_over_what_was_noted(tmp_path: Path) -> None:
 
 
 @pytest.mark.timeout(60)
-@pytest.mark.parametrize("micro_tokens", [0, 64, 170])
+@pytest.mark.parametrize("micro_tokens", [0, pytest.param(64, marks=pytest.mark.slow), 170])
 def test_a_sample_that_never_fits_ends_with_a_remedy(tmp_path: Path, micro_tokens: int) -> None:
     with pytest.raises(memory.OutOfMemory, match=r"step \d: .*set a smaller max_tokens .*activation_checkpointing"):
         trained(tmp_path, parts=with_memory_for(110), micro_tokens=micro_tokens)
