@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from typing import Any
 
 OBJECT_STORE_BYTES = 256 << 20  # results are URLs and manifests, never features
@@ -18,6 +19,7 @@ def connect(address: str | None, cpus: int) -> Any:
     if address:
         ray.init(address=address, **quiet)
     else:
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nobody takes this machine away
         ray.init(num_cpus=cpus, object_store_memory=OBJECT_STORE_BYTES, include_dashboard=False, **quiet)
     return ray
 

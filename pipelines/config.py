@@ -62,3 +62,7 @@ class RunConfig(Declared):
 
     def cores(self) -> int:
         return self.cpus or os.cpu_count() or 1
+
+    def cores_each(self) -> int:
+        """Cores of one training worker."""
+        return max(1, self.cores() // self.workers)

@@ -19,7 +19,7 @@ from pipelines.workers.fit import probe_stages
 def fit_stages(config: RunConfig, only: str | None = None) -> None:
     """Probe the stages (or one) and print what fits."""
     work = Workspace(config)
-    settings = training_settings(work) | {"threads": config.cores(), "world": config.workers, "only": only}
+    settings = training_settings(work) | {"only": only}
     try:
         found: dict[str, dict[str, Any]] = remote.call(config, probe_stages, settings)
     finally:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from rich.table import Table
 
 from components.batching import explain, explain_page
 from components.batching.loader import StageData, batch_of, global_batch, load_step
-from components.batching.plan import Layout
 from components.batching.preview import PlanSummary
 from components.batching.stage_plan import FOLDER, PAGE, chosen_layout, open_plan, publish_plan
 from components.shards.index import read_rows
@@ -19,7 +20,7 @@ from pipelines.config import RunConfig
 from pipelines.locate import Workspace
 from pipelines.progress import console
 from pipelines.train import training_settings
-from pipelines.workers.model import CachedAudio, trainable_model
+from pipelines.workers.model import CachedAudio, stage_fit, trainable_model
 
 
 class StageView:
@@ -28,6 +29,7 @@ class StageView:
     def __init__(self, work: Workspace) -> None:
         self.work = work
         self.settings = training_settings(work)
+        torch.set_num_threads(self.settings["threads"])  # what a fit was found for
         self.rows = read_rows(work.audio_root).where("split", "train")
         self.audio = CachedAudio(self.settings["inputs"])
         self.model, self.tokenizer = trainable_model(self.settings)
@@ -36,7 +38,8 @@ class StageView:
         """Plan a stage if it is not planned yet; training will find the plan there."""
         stage, url = self.work.stages[number]
         seed = self.settings["seed"] + number
-        layout: Layout = chosen_layout(stage, self.model)
+        fit = stage_fit(self.settings, stage)
+        layout = chosen_layout(stage, self.model, fit.layout if fit else None)
         return publish_plan(url, stage, self.rows, self.model, self.tokenizer, self.audio.measure, seed, layout)
 
     def data(self, number: int) -> StageData:
@@ -88,8 +91,6 @@ def explain_stage(config: RunConfig, stage_name: str | None, step: int, clip: st
             raise ValueError(
                 f"stage {stage.name!r} has no sample of clip {clip!r}: it is not in the train split, or no task fits"
             )
-        import numpy as np
-
         batches, numbers = [batch_of(data, np.array(chosen))], chosen
     else:
         if not 0 <= step < len(data.plan):

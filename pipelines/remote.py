@@ -108,12 +108,11 @@ def train(config: RunConfig, loop: Callable[[dict[str, Any]], None], settings: d
     from ray.train import RunConfig as TrainRunConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    cores = max(1, config.cores() // config.workers)
     trainer = TorchTrainer(
         loop,
-        train_loop_config=settings | {"threads": cores},
+        train_loop_config=settings,
         scaling_config=ScalingConfig(
-            num_workers=config.workers, resources_per_worker={"CPU": cores}, use_gpu=_gpus() > 0
+            num_workers=config.workers, resources_per_worker={"CPU": config.cores_each()}, use_gpu=_gpus() > 0
         ),
         torch_config=TorchConfig(backend="nccl" if _gpus() else "gloo"),
         run_config=TrainRunConfig(

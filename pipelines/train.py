@@ -82,6 +82,8 @@ def training_settings(work: Workspace) -> dict[str, Any]:
         "progress": storage.join(stages[-1][1], "progress"),
         "compute": work.config.compute.model_dump(mode="json"),
         "fits": work.fits,
+        "threads": work.config.cores_each(),
+        "workers": work.config.workers,
         "tensorboard": storage.join(stages[-1][1], "tensorboard"),
         "stages": [(stage.model_dump(mode="json"), url) for stage, url in stages],
     }

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,3 +25,34 @@ def shared_data() -> Path:
     if not SHARED_DATA.is_dir():
         pytest.skip("no ../shared/data beside this clone")
     return SHARED_DATA
+
+
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[str]:
+    """URL of an empty bucket on an S3 server of our own; the environment says where that is."""
+    import boto3
+    from s3fs import S3FileSystem
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
+            patched.setenv("AWS_ACCESS_KEY_ID", "testing")
+            patched.setenv("AWS_SECRET_ACCESS_KEY", "testing-secret")
+            patched.setenv("AWS_DEFAULT_REGION", "us-east-1")
+            S3FileSystem.clear_instance_cache()  # else one that was made for another server would be taken
+            for _ in range(100):
+                with socket.socket() as probe:
+                    if probe.connect_ex(("127.0.0.1", port)) == 0:
+                        break
+                time.sleep(0.2)
+            boto3.client("s3").create_bucket(Bucket="lake")
+            yield "s3://lake"
+            S3FileSystem.clear_instance_cache()
+    finally:
+        server.terminate()
+        server.wait()

@@ -14,14 +14,13 @@ from components.training.compute import Compute
 from components.training.fit import Fit, fit_stage, keep_fit
 from components.training.loop import Alone, StageLoop, make_stepper
 from models.recipe import Stage
-from pipelines.workers.model import CachedAudio, trainable_model
-from pipelines.workers.train import on_device, stage_fit_key
+from pipelines.workers.model import CachedAudio, on_device, stage_fit_key, trainable_model
 
 PROBED = 512  # clips that are measured: the longest of them stand for the longest of all
 
 
 def probe_stages(settings: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Stage name -> fit, kept in the lake. Settings: those of training, `world` and `only` (a stage's name or None)."""
+    """Stage name -> fit, kept in the lake. Settings: those of training, and `only` (a stage's name or None)."""
     torch.set_num_threads(settings["threads"])
     rows = read_rows(settings["audio_root"]).where("split", "train")
     longest = np.argsort(-rows.table["seconds"].to_numpy(), kind="stable")[:PROBED]
@@ -43,6 +42,6 @@ def probe_stages(settings: dict[str, Any]) -> dict[str, dict[str, Any]]:
                 stage, data, model, tokenizer, nowhere, 0, Alone(), Compute.model_validate(settings["compute"])
             )
             fit: Fit = fit_stage(data, make_stepper(loop), stage.batch_tokens)
-        keep_fit(settings["fits"], stage_fit_key(settings, stage, model, settings["world"]), fit)
+        keep_fit(settings["fits"], stage_fit_key(settings, stage), fit)
         found[stage.name] = fit.model_dump(mode="json")
     return found

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from components.batching.stage_plan import lengths_only
 from components.features.store import FeatureStore
+from components.training.compute import Compute
+from components.training.fit import Fit, device_name, find_fit, fit_key
+from components.training.precision import compute_dtype
 from models.architectures import load
 from models.contract import SpeechLLM
 from models.preset import Preset
 from models.pretrained import load_tokenizer
+from models.recipe import Stage
 from models.rendering import Audio
 
 UNITS = "units"
@@ -41,3 +47,26 @@ def trainable_model(settings: dict[str, Any]) -> tuple[SpeechLLM, Any]:
     tokenizer = load_tokenizer(preset.backbone.tokenizer)
     tokenizer.add_tokens(architecture.added_tokens(preset))
     return architecture.build(preset, tokenizer, encoders=False, seed=settings["seed"]), tokenizer
+
+
+def on_device(built: tuple[SpeechLLM, Any]) -> tuple[SpeechLLM, Any]:
+    model, tokenizer = built
+    if torch.cuda.is_available():
+        from ray.train.torch import get_device
+
+        model.to(get_device())
+    return model, tokenizer
+
+
+def stage_fit_key(settings: dict[str, Any], stage: Stage) -> str:
+    """The name under which the memory fit of a stage is kept, for the kind of device that this machine has."""
+    compute = Compute.model_validate(settings["compute"])
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    parts = {name: value for name, value in settings["preset"].items() if name != "recipe"}
+    dtype = str(compute_dtype(device, compute.precision))
+    return fit_key(settings["arch"], parts, stage, compute, settings["workers"], device_name(device), dtype)
+
+
+def stage_fit(settings: dict[str, Any], stage: Stage) -> Fit | None:
+    """What `earloom fit-memory` found for this stage on this kind of device, if it was asked."""
+    return find_fit(settings["fits"], stage_fit_key(settings, stage))

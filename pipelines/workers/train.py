@@ -13,7 +13,6 @@ import torch.distributed as dist
 from components.batching.stage_plan import chosen_layout, held_out_data, open_plan, publish_plan
 from components.shards.index import Rows, read_rows
 from components.training.compute import Compute
-from components.training.fit import Fit, device_name, find_fit, fit_key
 from components.training.history import SEGMENTS
 from components.training.loop import StageLoop, train_stage
 from components.training.parallel import uses_fsdp
@@ -22,7 +21,7 @@ from components.training.weights import load_weights
 from infra import storage
 from models.contract import SpeechLLM
 from models.recipe import Stage
-from pipelines.workers.model import CachedAudio, trainable_model
+from pipelines.workers.model import CachedAudio, on_device, stage_fit, trainable_model
 
 PROGRESS_SECONDS = 1.0
 WEIGHTS, MANIFEST = "weights.safetensors", "manifest.json"
@@ -63,25 +62,12 @@ class Worker:
     def seed(self, number: int) -> int:
         return int(self.settings["seed"]) + number
 
-    def fit(self, stage: Stage, model: SpeechLLM) -> Fit | None:
-        """What `earloom fit-memory` found for this stage on this device, if it was asked."""
-        return find_fit(self.settings["fits"], stage_fit_key(self.settings, stage, model, self.scheduler.world))
-
-
-def stage_fit_key(settings: dict[str, Any], stage: Stage, model: SpeechLLM, world: int) -> str:
-    """The name under which the memory fit of a stage is kept."""
-    compute = Compute.model_validate(settings["compute"])
-    device = next(model.parameters()).device
-    parts = {name: value for name, value in settings["preset"].items() if name != "recipe"}
-    dtype = str(compute_dtype(device, compute.precision))
-    return fit_key(settings["arch"], parts, stage, compute, world, device_name(device), dtype)
-
 
 def training_loop(settings: dict[str, Any]) -> None:
     """All pending stages, one after the other, on one of Ray Train's workers (or alone).
 
     Settings: arch, preset, seed, inputs (role -> feature root), audio_root, stages (stage, url), compute,
-    fits (folder of memory fits), progress, tensorboard, threads.
+    fits (folder of memory fits), progress, tensorboard, threads, workers.
     """
     torch.set_num_threads(settings["threads"])
     compute = Compute.model_validate(settings["compute"])
@@ -112,7 +98,7 @@ def _train(worker: Worker, number: int, model: SpeechLLM, tokenizer: Any, traine
     stage, url = worker.stages[number]
     began = time.monotonic()
     train = worker.rows.where("split", "train")
-    fit = worker.fit(stage, model)
+    fit = stage_fit(worker.settings, stage)
     layout = chosen_layout(stage, model, fit.layout if fit else None)
     if worker.scheduler.rank == 0:
         publish_plan(url, stage, train, model, tokenizer, worker.audio.measure, worker.seed(number), layout)
@@ -155,15 +141,6 @@ def _store_frozen(worker: Worker, number: int, model: SpeechLLM) -> None:
     device = next(model.parameters()).device
     model.freeze(worker.stages[number][0].train)
     store_frozen(model, compute_dtype(device, worker.compute.precision), {n for g in later for n in groups[g]})
-
-
-def on_device(built: tuple[SpeechLLM, Any]) -> tuple[SpeechLLM, Any]:
-    model, tokenizer = built
-    if torch.cuda.is_available():
-        from ray.train.torch import get_device
-
-        model.to(get_device())
-    return model, tokenizer
 
 
 def _wait_for_all(worker: Worker) -> None:

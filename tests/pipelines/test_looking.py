@@ -70,6 +70,10 @@ def test_a_memory_fit_is_kept_for_the_stage(looked: Any) -> None:
     assert fit["micro_tokens"] == 512
     assert set(fit["tokens_per_second"]) == {"packed", "bucketed"}
     assert 0 < fit["fixed_bytes"] < fit["limit_bytes"]
+    # What was found is used, by the plan as well: with the other form kept there, it is that one.
+    kept.write_text(json.dumps(fit | {"layout": "bucketed"}))
+    printed = looked("plan", "--stage", "lora", "curriculum.reverse=true", "recipe.stages.lora.curriculum.order=text")
+    assert re.search(r"lora +bucketed ", printed)
 
 
 def test_sharded_training_on_two_workers_writes_events_and_whole_weights(looked: Any) -> None:

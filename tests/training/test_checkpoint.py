@@ -27,6 +27,7 @@ from torch.distributed.fsdp import fully_shard
 from components.training import checkpoint, shards
 from components.training.checkpoint import Checkpoints, Damaged
 from components.training.optimiser_state import moments, restore
+from components.training.weights import load_tensors, save_tensors
 from infra import storage, stores
 
 
@@ -508,14 +509,14 @@ def _sharded(rank: int, world: int, port: int, url: str, step: int, expected: st
     newest = checkpoints.latest()
     if newest is not None:
         checkpoints.load(newest, tensors)
-        assert same(whole(tensors), checkpoint.load_tensors(expected))
+        assert same(whole(tensors), load_tensors(expected))
     train(model, optimiser, 3)
     checkpoints.save(step, tensors, {"step": step})
     kept = whole(tensors)
     train(model, optimiser, 2)  # goes on while the checkpoint is being written
     checkpoints.wait()
     if rank == 0:
-        checkpoint.save_tensors(expected, kept)
+        save_tensors(expected, kept)
     dist.destroy_process_group()
 
 
@@ -536,7 +537,7 @@ def test_shards_of_two_ranks_load_on_one_two_and_three(tmp_path: Path) -> None:
         checkpoints = Checkpoints(url)
         newest = checkpoints.latest()
         assert newest is not None and checkpoints.load(newest, tensors) == {"step": step}
-        assert same(whole(tensors), checkpoint.load_tensors(expected))
+        assert same(whole(tensors), load_tensors(expected))
         assert tensors["moments/step/0.weight"] == 3.0 * step / 10
     shards = sorted(path for path in Path(str(newest)).iterdir() if path.suffix == ".safetensors")
     assert len(shards) == 3
@@ -588,35 +589,6 @@ def test_moments_made_early_change_nothing() -> None:
 
 
 # ---- an object store ------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    pytest.importorskip("moto.server")
-    boto3 = pytest.importorskip("boto3")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    server = subprocess.Popen(
-        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "testing")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "testing-secret")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    try:
-        for _ in range(100):
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-            time.sleep(0.2)
-        boto3.client("s3").create_bucket(Bucket="checkpoints")
-        yield "s3://checkpoints"
-    finally:
-        server.terminate()
-        server.wait()
 
 
 @pytest.mark.slow

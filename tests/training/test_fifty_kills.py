@@ -17,6 +17,7 @@ HERE = Path(__file__).parent
 @pytest.mark.timeout(300)
 def test_fifty_kills_change_no_bit_and_lose_no_checkpoint(tmp_path: Path) -> None:
     environment = os.environ | {"PYTHONPATH": f"{HERE.parents[1]}{os.pathsep}{HERE}"}
+    environment |= {"JE_ARROW_MALLOC_CONF": "background_thread:false"}  # Arrow's allocator: no thread before a fork
     environment |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
     ended = subprocess.run(
         [sys.executable, str(HERE / "fifty_kills.py"), str(tmp_path)],
