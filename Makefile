@@ -36,7 +36,7 @@ test: setup  ## all tests; ARGS are pytest's
 	$(BIN)/python -m pytest $(ARGS)
 
 fast: setup  ## the tests that need no weights, server or cluster
-	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+	$(BIN)/python -m pytest -m "not slow" -n auto $(ARGS)
 
 check: lint types imports  ## style, types, who imports whom
 

@@ -322,5 +322,6 @@ def test_real_encoders_batch_real_speech(kind: str, reference: str, shared_data:
     with torch.inference_mode():
         together = encoder(speech)
         alone = [encoder([clip])[0] for clip in speech]
-    assert max(float((a - b).abs().max()) for a, b in zip(together, alone, strict=True)) < 1e-4
+    # Of the largest value: which kernels run depends on the processor. A cache rounds to 1/256.
+    assert max(float((a - b).abs().max() / b.abs().max()) for a, b in zip(together, alone, strict=True)) < 1e-4
     assert [len(frames) for frames in together] == [encoder.output_length(len(clip)) for clip in speech]

@@ -145,7 +145,9 @@ def test_a_smaller_setting_wins_over_what_was_noted(tmp_path: Path) -> None:
 
 
 @pytest.mark.timeout(60)
-@pytest.mark.parametrize("micro_tokens", [0, pytest.param(64, marks=pytest.mark.slow), 170])
+@pytest.mark.parametrize(
+    "micro_tokens", [pytest.param(0, marks=pytest.mark.slow), pytest.param(64, marks=pytest.mark.slow), 170]
+)
 def test_a_sample_that_never_fits_ends_with_a_remedy(tmp_path: Path, micro_tokens: int) -> None:
     with pytest.raises(memory.OutOfMemory, match=r"step \d: .*set a smaller max_tokens .*activation_checkpointing"):
         trained(tmp_path, parts=with_memory_for(110), micro_tokens=micro_tokens)
@@ -203,7 +205,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
     fsspec.filesystem("memory").store.clear()
 
 
-@pytest.mark.parametrize("seconds", [5, 30])
+@pytest.mark.parametrize("seconds", [pytest.param(5, marks=pytest.mark.slow), 30])
 @pytest.mark.parametrize("begins", ["put_file", "pipe_file"])
 def test_a_storage_that_is_away_for_half_a_minute_costs_time_only(
     tmp_path: Path, clock: list[float], monkeypatch: pytest.MonkeyPatch, begins: str, seconds: int
