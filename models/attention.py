@@ -20,7 +20,7 @@ from transformers.masking_utils import sdpa_mask
 
 NAME = "segments"  # the attention implementation under which backbones are loaded
 HALF = (torch.float16, torch.bfloat16)
-SHORT = 128  # tokens: up to here plain products are faster on CPU than the blocked kernel, backward most of all
+SHORT = 256  # tokens: up to here plain products are faster on CPU than the blocked kernel, backward most of all
 
 
 def borders(segments: Tensor) -> tuple[Tensor, int]:

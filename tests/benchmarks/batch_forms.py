@@ -9,7 +9,7 @@ plain     one packed row, one call of sdpa a sample, as plain products
 square    one packed row with a dense block-diagonal mask, which computes the whole square: the fallback
 
 Training takes `plain` up to `models.attention.SHORT` tokens and `blocked` beyond (on CUDA, one variable-length kernel
-for all). The verdict is about that choice: at every length it is no slower than rows.
+for all). The verdict is about that choice against rows that have no padding at all.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from components.training.step import Stepper, run_step
 from models import attention
 from models.recipe import Optimiser, Stage
 
-BAR = 0.95  # of rows: the noise of the measurement
+BAR = 0.90  # of rows without padding; those of a plan have 2 to 3 % of it, 3 to 17 % under a curriculum
 FORMS: dict[str, tuple[Layout, int | None]] = {  # layout, and up to which length plain products are taken
     "rows": ("bucketed", None),
     "blocked": ("packed", 0),
@@ -79,7 +79,7 @@ def prepared(system: System, tokens: int, budget: int) -> tuple[StageData, Stepp
     count = max(1, budget // tokens)
     rows = rows_of(tokens, count)
     audios = cached(system.model, noise(rows))
-    stage = Stage(name="lora", train=("connector", "lora"), optimiser=Optimiser(lr=0.0), batch_tokens=10**6)
+    stage = Stage(name="lora", train=("connector", "lora"), optimiser=Optimiser(lr=1e-9), batch_tokens=10**6)
     data = batches_of(count, stage, rows, system, audios.__getitem__)
     system.model.freeze(stage.train)
     return data, make_stepper(StageLoop(stage, data, system.model, system.tokenizer, "", 0, Alone()))
@@ -87,9 +87,9 @@ def prepared(system: System, tokens: int, budget: int) -> tuple[StageData, Stepp
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--lengths", type=int, nargs="+", default=[32, 64, 128, 192, 256], help="tokens of a sample")
-    parser.add_argument("--budget", type=int, default=512, help="tokens of a batch")
-    parser.add_argument("--rounds", type=int, default=2, help="each runs every form twice")
+    parser.add_argument("--lengths", type=int, nargs="+", default=[64, 128, 220, 350, 500], help="tokens of a sample")
+    parser.add_argument("--budget", type=int, default=1000, help="tokens of a batch")
+    parser.add_argument("--rounds", type=int, default=1, help="each runs every form twice")
     given = parser.parse_args()
     system = build()
     print(machine(dtype=system.dtype))

@@ -39,7 +39,7 @@ BAR = 1.10
 NEAR, FAR, PIECE = 10, 1_000_000, 1000
 FRAMES = 20
 ROWS = [make_row(f"c{i}", "turn on the light") for i in range(2000)]
-STAGE = make_stage(epochs=520.0, batch_tokens=64, checkpoint_every=NEAR)  # one sample a step
+STAGE = make_stage(epochs=520.0, batch_tokens=110, checkpoint_every=NEAR)  # one sample a step
 
 
 class Stops(Alone):
@@ -75,7 +75,7 @@ def started(folder: Path, steps: int) -> dict[str, float]:
     """A fresh process that trains `steps` steps; what it said, and its seconds in all."""
     began = time.monotonic()
     command = [sys.executable, __file__, "--go", str(folder), str(steps)]
-    said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    said = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
     return json.loads(said.splitlines()[-1]) | {"whole": time.monotonic() - began}
 
 

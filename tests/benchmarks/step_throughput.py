@@ -49,7 +49,7 @@ from models.rendering import Audio, Rendered
 BAR = 2.0
 CLIPS = 8  # in a batch
 LEARN = ("connector", "lora")
-RATE = 1e-4  # learning rate, linear to zero on both sides
+RATE = 1e-5  # linear to zero on both sides; a larger one lets a fresh connector run off, each time elsewhere
 
 
 @dataclass
