@@ -48,6 +48,11 @@ def test_plan_is_shown_drawn_and_then_used_by_training(looked: Any) -> None:
     steps = [json.loads(line) for line in (plans[0].parent / "metrics.jsonl").read_text().splitlines()]
     assert len(steps) == 6
     assert {"samples_per_second", "data_wait", "padding", "mfu"} <= set(steps[0])
+    # A changed stage runs again, and nothing before it.
+    changed = looked("train", *words, "recipe.stages.lora.optimiser.lr=0.0002")
+    assert re.search(r"train adaptor +up to date", changed)
+    assert re.search(r"train lora +done +6 steps", changed)
+    assert len(list(looked.lake.glob("runs/funasr_llm/stages/1-adaptor-*"))) == 1
 
 
 def test_explain_shows_the_labels_of_a_batch(looked: Any, tmp_path: Path) -> None:
