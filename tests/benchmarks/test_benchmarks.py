@@ -47,15 +47,12 @@ def test_a_bar_is_missed_or_met_and_not_by_luck(
 def test_the_one_for_cards_runs_on_any_device(tmp_path: Path) -> None:
     table = tmp_path / "table.md"
     command = [sys.executable, str(HERE / "cuda_training.py"), "--tiny", "--steps", "5", "--budget", "512"]
-    done = subprocess.run(
-        [*command, "--variants", "plain", "recomputed", "--out", str(table)], capture_output=True, text=True
-    )
+    done = subprocess.run([*command, "--variants", "plain", "--out", str(table)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert table.read_text() in done.stdout
     lines = [line for line in table.read_text().splitlines() if line.startswith("| tiny")]
-    assert [line.split("|")[2].strip() for line in lines] == ["plain", "recomputed"]
-    for line in lines:
-        speed = re.search(r"\| ([\d,]+) \|", line)
-        assert speed is not None
-        assert float(speed[1].replace(",", "")) > 0
-        assert "| 0.0% |" in line  # no padding
+    assert len(lines) == 1
+    speed = re.search(r"\| plain \| ([\d,]+) \|", lines[0])
+    assert speed is not None
+    assert float(speed[1].replace(",", "")) > 0
+    assert lines[0].endswith("| 0.0% |")  # no padding
