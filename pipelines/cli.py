@@ -102,8 +102,8 @@ def _run(config: RunConfig, clip: str = "FILE.wav") -> None:
     from pipelines.chain import chain
     from pipelines.summary import show_run, show_stages
 
-    server.ready()
-    result = chain(config)
+    with server.reached():
+        result = chain(config)
     show_stages(result.reports, result.seconds)
     show_run(config, result.report_url, clip)
 
@@ -145,12 +145,14 @@ def _stage_command(name: str) -> Callable[..., None]:
         import importlib
 
         from infra import cluster
+        from pipelines import server
         from pipelines.summary import show_stages
 
         config = _config(arch, data, recipe, lake, settings, verbose)
         stage: Callable[[RunConfig], Any] = getattr(importlib.import_module(f"pipelines.{name}"), name)
         try:
-            made = stage(config)
+            with server.reached():
+                made = stage(config)
         finally:
             cluster.disconnect()
         show_stages(made if isinstance(made, list) else [made])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 _greeting: threading.Thread | None = None
 
@@ -15,11 +17,22 @@ def wake() -> None:
         _greeting.start()
 
 
-def ready() -> None:
-    """Wait until the API was reached or given up on; a flow that runs before would find a server half started."""
+@contextmanager
+def reached() -> Iterator[None]:
+    """For flows: the API was reached or given up on; a flow that runs before would find a server half started.
+
+    Under a temporary server flows send no heartbeats: nobody listens, and each would wait a second for its last one.
+    """
     wake()
     assert _greeting is not None
     _greeting.join()
+    from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
+
+    if PREFECT_API_URL.value():
+        yield
+        return
+    with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
+        yield
 
 
 def _greet() -> None:

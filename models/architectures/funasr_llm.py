@@ -118,7 +118,7 @@ def _small() -> Preset:
                     name="lora",
                     train=("connector", "lora"),
                     optimiser=Optimiser(lr=1e-3, warmup=0.1),
-                    epochs=1,
+                    epochs=2,
                     batch_tokens=150,
                 ),
             ],
