@@ -14,8 +14,7 @@ from typing import Any
 import fsspec
 import pytest
 import torch
-from test_loop import Eyes
-from training_helpers import Built, apart, built, curve, final, make_loop, make_stage, stopped, trained, untimed
+from training_helpers import Built, Eyes, apart, built, curve, final, make_loop, make_stage, stopped, trained, untimed
 
 from components.training import memory
 from components.training.checkpoint import Checkpoints

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 from training_helpers import (
     DEV,
     ROWS,
+    Eyes,
     apart,
     built,
     curve,
@@ -32,24 +32,12 @@ from components.training import loop as loop_module
 from components.training import watch
 from components.training.checkpoint import Checkpoints
 from components.training.history import join_segments, read_metrics, write_segment
-from components.training.loop import Alone, held_out_loss, make_stepper, train_stage
+from components.training.loop import held_out_loss, make_stepper, train_stage
 from components.training.shards import Damaged
 from models.recipe import Optimiser
 
 EVEN = Optimiser(lr=5e-3, schedule="constant")
 STEPS = 9
-
-
-class Eyes(Alone):
-    """Keeps the weights after every step."""
-
-    def __init__(self, model: torch.nn.Module) -> None:
-        self.model = model
-        self.seen: list[dict[str, Tensor]] = []
-
-    def report(self, metrics: dict[str, Any]) -> None:
-        learning = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
-        self.seen.append({n: p.detach().clone() for n, p in learning.items()})
 
 
 # ---- stopped and resumed --------------------------------------------------------------------------------------------

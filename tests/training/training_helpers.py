@@ -45,6 +45,18 @@ class Built:
     audios: dict[str, Audio]
 
 
+class Eyes(Alone):
+    """Keeps the weights after every step."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        self.model = model
+        self.seen: list[dict[str, Tensor]] = []
+
+    def report(self, metrics: dict[str, Any]) -> None:
+        learning = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
+        self.seen.append({n: p.detach().clone() for n, p in learning.items()})
+
+
 def make_row(key: str, text: str) -> dict[str, Any]:
     return {
         "key": key,
