@@ -50,12 +50,15 @@ class StageView:
 
 
 def show_plans(config: RunConfig, only: str | None = None) -> None:
-    """A table of the stages' plans, and where the pages are that draw them."""
+    """A table of the stages' plans, and where the pages are that draw them.
+
+    A packed row has no padding; what is `unused` of its token budget is not computed either.
+    """
     view = StageView(Workspace(config))
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("stage", "layout", "tasks"):
         table.add_column(column)
-    for column in ("samples", "left out", "steps", "epochs", "tokens a step", "samples a step", "padding"):
+    for column in ("samples", "left out", "steps", "epochs", "tokens a step", "samples a step", "padding", "unused"):
         table.add_column(column, justify="right")
     pages = []
     for number in _numbers(view.work, only):
@@ -68,10 +71,11 @@ def show_plans(config: RunConfig, only: str | None = None) -> None:
             f"{summary.samples:,}",
             f"{summary.left_out:,}",
             f"{summary.steps:,}",
-            f"{summary.epochs}",
+            f"{min(stage.epochs, summary.epochs):g}",
             f"{summary.batch_tokens.median:,.0f}",
             f"{summary.batch_samples.median:,.0f}",
-            f"{summary.padding:.2%}",
+            f"{summary.padding if summary.layout == 'bucketed' else 0:.2%}",
+            f"{summary.padding:.2%}" if summary.layout == "packed" else "–",
         )
         pages.append(f"{stage.name}: {storage.join(url, FOLDER, PAGE)}")
     console.print(table)
