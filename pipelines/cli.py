@@ -149,6 +149,7 @@ def _stage_command(name: str) -> Callable[..., None]:
         from pipelines.summary import show_stages
 
         config = _config(arch, data, recipe, lake, settings, verbose)
+        server.wake()
         stage: Callable[[RunConfig], Any] = getattr(importlib.import_module(f"pipelines.{name}"), name)
         try:
             with server.reached():

@@ -58,7 +58,8 @@ def one_step(data: StageData, stepper: Stepper, form: str) -> float:
     """Real tokens a second of a step in one of the forms."""
     layout, short = FORMS[form]
     batch = batch_of(data, data.plan.batch(0), layout)
-    config, before = data_config(stepper), attention.SHORT
+    model: Any = stepper.module
+    config, before = model.llm.config, attention.SHORT
     attention.SHORT = before if short is None else short
     config._attn_implementation = "sdpa" if form == "square" else attention.NAME
     try:
@@ -68,10 +69,6 @@ def one_step(data: StageData, stepper: Stepper, form: str) -> float:
     finally:
         attention.SHORT = before
         config._attn_implementation = attention.NAME
-
-
-def data_config(stepper: Stepper) -> Any:
-    return stepper.module.llm.config  # type: ignore[union-attr]
 
 
 def prepared(system: System, tokens: int, budget: int) -> tuple[StageData, Stepper]:

@@ -102,7 +102,10 @@ def run(size: str, variant: str, steps: int, budget: int) -> dict[str, Any]:
     stage = Stage(
         name="bench", train=LEARN, optimiser=Optimiser(lr=1e-4), epochs=100, max_steps=steps, batch_tokens=budget
     )
-    read = lambda key: Audio({"speech": noise[: frames[key]]})  # noqa: E731
+
+    def read(key: str) -> Audio:
+        return Audio({"speech": noise[: frames[key]]})
+
     data = stage_data(stage, rows, model, tokenizer, read, seed=0, layout="packed")
     watched = Lines()
     compute = Compute(**VARIANTS[variant])

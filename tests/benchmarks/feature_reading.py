@@ -176,17 +176,16 @@ def main() -> int:
         store, urls = write_both(Path(folder), given.shards, given.clips)
         print(f"{len(store):,} clips, {store.manifest.frames:,} frames of {WIDTH} bfloat16, batches of {CLIPS} clips")
         print(machine())
-        packed = {}
-        for layout in ("padded", "packed"):
-            packed = measure(store, urls, layout, given.repeats)
-            theirs = statistics.median(packed["theirs"])
+        rates = {layout: measure(store, urls, layout, given.repeats) for layout in ("packed", "padded")}
+        for layout, ways in rates.items():
+            theirs = statistics.median(ways["theirs"])
             print(f"\n{layout:<36}{'GB/s':<24}x WebDataset")
-            for name, found in packed.items():
+            for name, found in ways.items():
                 print(
                     f"{TITLES[name]:<36}{middle(found, '.2f'):<24}{statistics.median(found) / theirs:>12.1f}",
                     flush=True,
                 )
-    compared = Comparison(packed["theirs"], packed["ours"])
+    compared = Comparison(rates["packed"]["theirs"], rates["packed"]["ours"])
     return verdict("feature_reading (packed, later passes)", compared.ratio, BAR, compared.drift)
 
 

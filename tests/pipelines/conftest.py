@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import socket
 import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -78,3 +79,19 @@ def earloom(*words: str, lake: Path, server: str | None = None, **extra: str) ->
         stderr=subprocess.STDOUT,
         start_new_session=True,
     )
+
+
+def wait_for(process: subprocess.Popen[str], ready: Callable[[], bool]) -> None:
+    """Return as soon as `ready()`; AssertionError if the process has ended before, or five minutes have passed."""
+    began = time.monotonic()
+    while not ready():
+        assert process.poll() is None, process.stdout and process.stdout.read()
+        assert time.monotonic() - began < 300, "the process never got to the point where it is killed"
+        time.sleep(0.005)
+
+
+def hashes(folder: Path, pattern: str) -> dict[str, str]:
+    """sha256 of the files below a folder, by their path in it."""
+    return {
+        str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(folder.glob(pattern))
+    }

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
-import time
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +14,7 @@ import soundfile
 
 from models.architectures import names
 from pipelines.config import RunConfig
-from tests.pipelines.conftest import earloom
+from tests.pipelines.conftest import earloom, hashes, wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 STAGES = {"ingest", "cache", "evaluate", "register"}
@@ -24,12 +22,6 @@ STAGES = {"ingest", "cache", "evaluate", "register"}
 
 def config(arch: str, data: Path, lake: Path, **more: Any) -> RunConfig:
     return RunConfig(arch=arch, data=str(data), lake=str(lake), preset="tiny", per_shard=8, **more)
-
-
-def hashes(folder: Path, pattern: str) -> dict[str, str]:
-    return {
-        str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(folder.glob(pattern))
-    }
 
 
 @pytest.fixture(scope="module")
@@ -115,11 +107,7 @@ def test_shards_open_with_plain_webdataset(corpus: Path, lake: Path) -> None:
 
 def killed_when(process: Any, ready: Any) -> None:
     """kill -9 of the whole process tree as soon as `ready()`; the process must not have ended before."""
-    began = time.monotonic()
-    while not ready():
-        assert process.poll() is None, process.stdout.read()
-        assert time.monotonic() - began < 300, "the stage never got to the point where it is killed"
-        time.sleep(0.005)
+    wait_for(process, ready)
     tree = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
     for each in tree:
         try:

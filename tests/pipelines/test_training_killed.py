@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +11,7 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.pipelines.conftest import earloom
+from tests.pipelines.conftest import earloom, hashes, wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 WORDS = ("--arch", "funasr_llm", "preset=tiny", "per_shard=8", "dataset=killed", "workers=2", "cpus=2")
@@ -28,11 +26,7 @@ def training_workers(process: Any) -> list[psutil.Process]:
 
 def killed_once(process: Any, ready: Callable[[], bool]) -> int:
     """SIGKILL to one training worker as soon as `ready()`; returns how many there were."""
-    began = time.monotonic()
-    while not ready():
-        assert process.poll() is None, process.stdout.read()
-        assert time.monotonic() - began < 300, "training never wrote a checkpoint"
-        time.sleep(0.01)
+    wait_for(process, ready)
     workers = training_workers(process)
     workers[-1].kill()
     return len(workers)
@@ -56,13 +50,7 @@ def test_a_killed_worker_costs_time_only(corpus: Path, tmp_path: Path, prefect_u
     process = earloom("train", *words, lake=straight, server=prefect_url)
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
-    digests = [
-        [
-            hashlib.sha256(path.read_bytes()).hexdigest()
-            for path in sorted(lake.glob("runs/*/stages/*/weights.safetensors"))
-        ]
-        for lake in (broken, straight)
-    ]
+    digests = [hashes(lake, "runs/*/stages/*/weights.safetensors") for lake in (broken, straight)]
     assert len(digests[0]) == 2
     assert digests[0] == digests[1]
     (metrics,) = broken.glob(f"{stage}/metrics.jsonl")

@@ -88,40 +88,34 @@ def note_acknowledged(folder: Path) -> None:
     storage.write_json = noted
 
 
-def attempt(folder: Path, parts: Built, kill: tuple[str, int] | None) -> str:
-    """Train in a child; how it ended: 'killed', 'done', or the error."""
+def in_child(action: Callable[[], None]) -> int:
+    """Run something in a process of its own, which may start threads; its wait status, 0 if nothing was raised."""
     child = os.fork()
     if child == 0:
         code = 1
         try:
-            note_acknowledged(folder)
-            if kill is not None:
-                arm(*kill)
-            two_stages(folder, parts, layout="packed")
+            action()
             code = 0
         except BaseException:  # noqa: BLE001 the parent's frames must not run in the child
             traceback.print_exc()
         finally:
             os._exit(code)
-    _, status = os.waitpid(child, 0)
+    return os.waitpid(child, 0)[1]
+
+
+def attempt(folder: Path, parts: Built, kill: tuple[str, int] | None) -> str:
+    """Train in a child; how it ended: 'killed', 'done', or the error."""
+
+    def train() -> None:
+        note_acknowledged(folder)
+        if kill is not None:
+            arm(*kill)
+        two_stages(folder, parts, layout="packed")
+
+    status = in_child(train)
     if os.WIFSIGNALED(status):
         return "killed" if os.WTERMSIG(status) == signal.SIGKILL else f"signal {os.WTERMSIG(status)}"
     return "done" if os.WEXITSTATUS(status) == 0 else "failed, see stderr"
-
-
-def in_child(check: Callable[[], None]) -> bool:
-    """Whether a check passes in a process of its own, which may start threads."""
-    child = os.fork()
-    if child == 0:
-        code = 1
-        try:
-            check()
-            code = 0
-        except BaseException:  # noqa: BLE001
-            traceback.print_exc()
-        finally:
-            os._exit(code)
-    return os.waitpid(child, 0)[1] == 0
 
 
 def check_acknowledged(folder: Path, parts: Built) -> None:
@@ -161,7 +155,7 @@ def one_run(folder: Path, parts: Built, seed: int, straight: Path) -> dict[str, 
             wrong += [f"{kill}: {ended}"] if ended != "done" else []
             break
         killed.append(f"{kill[0]} {kill[1]}")
-        if not in_child(lambda: check_acknowledged(folder, parts)):
+        if in_child(lambda: check_acknowledged(folder, parts)) != 0:
             wrong.append(f"after {kill} an acknowledged checkpoint was lost")
     if (last := attempt(folder, parts, None)) != "done":
         wrong.append(f"the last attempt: {last}")

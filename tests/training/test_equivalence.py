@@ -135,10 +135,11 @@ def test_recomputed_activations_draw_the_same_dropout(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_compiled_layers_learn_the_same(tmp_path: Path) -> None:
-    stage = stage_of("lm").model_copy(update={"max_steps": 3})
-    trained(tmp_path / "plain", stage, built(layers=1), layout="packed")
-    trained(tmp_path / "compiled", stage, built(layers=1), layout="packed", compile=True)
+@pytest.mark.parametrize("layout", ["bucketed", "packed"])
+def test_compiled_layers_learn_the_same(tmp_path: Path, layout: Any) -> None:
+    stage = stage_of("lm").model_copy(update={"max_steps": 5})
+    trained(tmp_path / "plain", stage, built(layers=1), layout=layout)
+    trained(tmp_path / "compiled", stage, built(layers=1), layout=layout, compile=True)
     assert_same_learning(tmp_path / "plain", tmp_path / "compiled", weights=1e-4)
 
 
