@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Literal
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 from models.rendering import IGNORED, Audio, Rendered
 
 Layout = Literal["right", "left", "packed"]
+Pair = tuple[Rendered, Sequence[Audio]]  # a sequence and the clips that it uses, in their order
 
 
 @dataclass
@@ -20,7 +21,11 @@ class Batch:
 
     ids, labels, positions, segments: `(rows, length)`; segment 0 is padding, samples count from 1.
     audio_rows, audio_columns: `(placeholders,)`, in the order of the clips and of their tokens.
+    clip_rows, clip_columns, clip_tokens: `(clips,)`, where a clip begins and how many placeholders it has.
     features[role]: `(clips, frames, width)`, zero-padded; lengths[role]: `(clips,)`.
+    waveforms: each `(samples,)`, in the place of features where an encoder learns.
+    instructions, instruction_lengths: `(samples, length)` zero-padded and `(samples,)`, for systems that read the
+    request apart from the sequence.
     """
 
     ids: Tensor
@@ -29,9 +34,15 @@ class Batch:
     segments: Tensor
     audio_rows: Tensor
     audio_columns: Tensor
+    clip_rows: Tensor
+    clip_columns: Tensor
+    clip_tokens: Tensor
     features: dict[str, Tensor]
     lengths: dict[str, Tensor]
-    packed: bool
+    layout: Layout
+    waveforms: list[Tensor] = field(default_factory=list)
+    instructions: Tensor | None = None
+    instruction_lengths: Tensor | None = None
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on a device."""
@@ -40,7 +51,12 @@ class Batch:
         }
         features = {role: value.to(device) for role, value in self.features.items()}
         lengths = {role: value.to(device) for role, value in self.lengths.items()}
-        return replace(self, features=features, lengths=lengths, **moved)
+        waveforms = [waveform.to(device) for waveform in self.waveforms]
+        return replace(self, features=features, lengths=lengths, waveforms=waveforms, **moved)
+
+    @property
+    def packed(self) -> bool:
+        return self.layout == "packed"
 
     @property
     def tokens(self) -> int:
@@ -56,9 +72,36 @@ class Batch:
         """Tokens that carry loss: the first of a row or segment is never predicted."""
         return int((self.targets() != IGNORED).sum())
 
+    @property
+    def samples(self) -> int:
+        return int(self.segments.max())
+
+    def clip_segments(self) -> Tensor:
+        """The sample that each clip belongs to, `(clips,)`, counting from 1 as `segments` do."""
+        return self.segments[self.clip_rows, self.clip_columns]
+
+    def pairs(self, features: dict[str, Tensor], lengths: dict[str, Tensor]) -> list[tuple[Rendered, list[Audio]]]:
+        """The samples that were collated, with clips cut out of `(clips, frames, width)` features."""
+        found = []
+        owners = self.clip_segments()
+        for sample in range(1, self.samples + 1):
+            row, columns = (self.segments == sample).nonzero().unbind(1)
+            start = int(columns[0])
+            clips = (owners == sample).nonzero()[:, 0].tolist()
+            inside = (self.audio_rows == row[0]) & torch.isin(self.audio_columns, columns)
+            rendered = Rendered(
+                self.ids[row, columns].tolist(),
+                self.labels[row, columns].tolist(),
+                (self.audio_columns[inside] - start).tolist(),
+                [int(self.clip_columns[clip]) - start for clip in clips],
+                [int(self.clip_tokens[clip]) for clip in clips],
+            )
+            found.append((rendered, [Audio(_cut(features, lengths, clip)) for clip in clips]))
+        return found
+
     def label_sequences(self) -> list[Tensor]:
         """The labels of each sample, placeholders and masked tokens included."""
-        return [self.labels[self.segments == i] for i in range(1, int(self.segments.max()) + 1)]
+        return [self.labels[self.segments == i] for i in range(1, self.samples + 1)]
 
     def targets(self) -> Tensor:
         """Labels shifted to the position that predicts them, `(rows, length)`; never across segments."""
@@ -81,16 +124,58 @@ class Batch:
         mask = torch.zeros(same.shape, dtype=dtype, device=self.ids.device)
         return mask.masked_fill(~(same & causal), torch.finfo(dtype).min)[:, None]
 
+    def surplus(self, counts: Tensor) -> Tensor:
+        """Placeholders that stay empty when clip i makes `counts[i]` tokens, `(placeholders,)`.
 
-def collate(samples: Sequence[tuple[Rendered, Audio]], pad_id: int, layout: Layout = "right") -> Batch:
+        Raises ValueError if a clip makes more than it has placeholders.
+        """
+        if bool((counts > self.clip_tokens).any()):
+            raise ValueError(
+                f"the connector made {counts.tolist()} tokens for clips of {self.clip_tokens.tolist()} audio positions"
+            )
+        clip = _clips_of(self.clip_tokens)
+        begin = self.clip_tokens.cumsum(0) - self.clip_tokens
+        return torch.arange(len(clip), device=counts.device) - begin[clip] >= counts[clip]
+
+    def without(self, surplus: Tensor) -> Batch:
+        """The batch without some of its placeholders, `(placeholders,)` True: rows are shorter, order is kept.
+
+        For connectors whose tokens depend on what is said: the plan reserves the most there can be.
+        """
+        unwanted = self.segments == 0
+        unwanted[self.audio_rows[surplus], self.audio_columns[surplus]] = True
+        length = int((~unwanted).sum(1).max())
+        left = self.layout == "left"
+        order = (~unwanted if left else unwanted).long().argsort(dim=1, stable=True)
+        order = order[:, -length:] if left else order[:, :length]
+        empty = unwanted.gather(1, order)
+        segments = self.segments.gather(1, order).masked_fill(empty, 0)
+        moved = torch.zeros_like(self.ids)  # where each column went
+        moved.scatter_(1, order, torch.arange(length, device=order.device).expand_as(order).contiguous())
+        rows, columns = self.audio_rows[~surplus], self.audio_columns[~surplus]
+        counts = torch.bincount(_clips_of(self.clip_tokens)[~surplus], minlength=len(self.clip_tokens))
+        return replace(
+            self,
+            ids=self.ids.gather(1, order),
+            labels=self.labels.gather(1, order).masked_fill(empty, IGNORED),
+            positions=_positions(segments),
+            segments=segments,
+            audio_rows=rows,
+            audio_columns=moved[rows, columns],
+            clip_columns=moved[self.clip_rows, self.clip_columns],
+            clip_tokens=counts,
+        )
+
+
+def collate(samples: Sequence[Pair], pad_id: int, layout: Layout = "right") -> Batch:
     """Lay samples out as rows (padded on the right or the left) or one after the other in a single row."""
     length = sum(len(r) for r, _ in samples) if layout == "packed" else max(len(r) for r, _ in samples)
     rows = 1 if layout == "packed" else len(samples)
     ids = torch.full((rows, length), pad_id)
     labels = torch.full((rows, length), IGNORED)
     positions, segments = torch.zeros(rows, length, dtype=torch.long), torch.zeros(rows, length, dtype=torch.long)
-    audio_rows: list[int] = []
-    audio_columns: list[int] = []
+    audio_at: list[tuple[int, int]] = []
+    clip_at: list[tuple[int, int, int]] = []
     offset = 0
     for i, (rendered, _) in enumerate(samples):
         row = 0 if layout == "packed" else i
@@ -100,37 +185,67 @@ def collate(samples: Sequence[tuple[Rendered, Audio]], pad_id: int, layout: Layo
         labels[row, span] = torch.tensor(rendered.labels)
         positions[row, span] = torch.arange(len(rendered))
         segments[row, span] = i + 1
-        audio_rows += [row] * len(rendered.audio_at)
-        audio_columns += [start + column for column in rendered.audio_at]
+        audio_at += [(row, start + column) for column in rendered.audio_at]
+        clip_at += [(row, start + at, n) for at, n in zip(rendered.clip_at, rendered.clip_tokens, strict=True)]
         offset += len(rendered)
-    features, lengths = _stack([audio for _, audio in samples])
+    audio_rows, audio_columns = torch.tensor(audio_at, dtype=torch.long).reshape(-1, 2).unbind(1)
+    clip_rows, clip_columns, clip_tokens = torch.tensor(clip_at, dtype=torch.long).reshape(-1, 3).unbind(1)
+    clips = [clip for rendered, given in samples for clip in given[: len(rendered.clip_at)]]
+    features, lengths, waveforms = _stack(clips)
+    asked = [torch.tensor(rendered.instruction, dtype=torch.long) for rendered, _ in samples]
     return Batch(
         ids,
         labels,
         positions,
         segments,
-        torch.tensor(audio_rows, dtype=torch.long),
-        torch.tensor(audio_columns, dtype=torch.long),
+        audio_rows,
+        audio_columns,
+        clip_rows,
+        clip_columns,
+        clip_tokens,
         features,
         lengths,
-        layout == "packed",
+        layout,
+        waveforms,
+        padded(asked) if any(map(len, asked)) else None,
+        torch.tensor([len(ids) for ids in asked]) if any(map(len, asked)) else None,
     )
 
 
-def _stack(audios: list[Audio]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Features as they are stored (a cache holds bfloat16), each copied once from where it lies."""
-    with_audio = [audio for audio in audios if audio.features]
-    roles = list(with_audio[0].features) if with_audio else []
-    features = {role: padded([audio.features[role] for audio in with_audio]) for role in roles}
-    lengths = {role: torch.tensor([len(a.features[role]) for a in with_audio]) for role in roles}
-    return features, lengths
+def _stack(clips: Sequence[Audio]) -> tuple[dict[str, Tensor], dict[str, Tensor], list[Tensor]]:
+    """Features as they are stored (a cache holds bfloat16), each copied once from where it lies; or waveforms."""
+    waveforms = [clip.waveform for clip in clips if clip.waveform is not None]
+    if waveforms:
+        return {}, {}, waveforms
+    roles = list(clips[0].features) if clips else []
+    features = {role: padded([clip.features[role] for clip in clips]) for role in roles}
+    lengths = {role: torch.tensor([len(clip.features[role]) for clip in clips]) for role in roles}
+    return features, lengths, []
 
 
 def padded(clips: Sequence[Tensor]) -> Tensor:
-    """Clips, each `(frames, width)` → `(clips, longest, width)`, zero behind a clip's end."""
+    """Clips, each `(frames, …)` → `(clips, longest, …)`, zero behind a clip's end."""
     longest = max(map(len, clips))
     rows = clips[0].new_empty(len(clips), longest, *clips[0].shape[1:])
     for row, clip in zip(rows, clips, strict=True):
         row[: len(clip)] = clip
         row[len(clip) :] = 0
     return rows
+
+
+def _cut(features: dict[str, Tensor], lengths: dict[str, Tensor], clip: int) -> dict[str, Tensor]:
+    return {role: frames[clip, : int(lengths[role][clip])] for role, frames in features.items()}
+
+
+def _clips_of(clip_tokens: Tensor) -> Tensor:
+    """The clip that each placeholder belongs to, `(placeholders,)`."""
+    return torch.repeat_interleave(torch.arange(len(clip_tokens), device=clip_tokens.device), clip_tokens)
+
+
+def _positions(segments: Tensor) -> Tensor:
+    """Positions that count from 0 in each sample, `(rows, length)`; 0 for padding."""
+    at = torch.arange(segments.shape[1], device=segments.device).expand_as(segments)
+    begins = torch.ones_like(segments, dtype=torch.bool)
+    begins[:, 1:] = segments[:, 1:] != segments[:, :-1]
+    start = torch.where(begins, at, 0).cummax(1).values
+    return torch.where(segments > 0, at - start, 0)

@@ -1,16 +1,16 @@
 """What every architecture promises: one class, `SpeechLLM`, whose subclasses are the systems of the list.
 
-A speech LLM here is a set of encoders (frozen, their output cached), a connector, and a causal language model with
-optional LoRA. A subclass says how audio becomes tokens (`connect`, `audio_tokens`), how a conversation becomes a
-token sequence (`render`) and which presets there are. transformers' conventions hold: a config class,
-`from_pretrained`, `save_pretrained`, `generate`, safetensors only.
+A speech LLM here is a set of encoders (frozen and their output cached, or trained from waveforms), a connector, and a
+language model with optional LoRA. A subclass says how audio becomes tokens (`connect`, `audio_tokens`), how a
+conversation becomes a token sequence (`render`) and which presets there are. transformers' conventions hold: a config
+class, `from_pretrained`, `save_pretrained`, `generate`, safetensors only.
 
 Letters in shapes: clips, frames, width, rows, length (tokens of a row), vocabulary.
 """
 
 from __future__ import annotations
 
-import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
@@ -19,17 +19,18 @@ from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from models import attention
-from models.alignment import connector_ctc
+from models import attention, encoder_decoder
 from models.batch import Batch
 from models.encoders import build_encoder
 from models.encoders.base import AudioEncoder
+from models.groups import grouped, names_of
+from models.objectives import Objective, next_token
 from models.preset import Preset, PresetName
-from models.pretrained import load_llm
+from models.pretrained import load_llm, random_llm
 from models.recipe import Decoding
-from models.rendering import IGNORED, Audio, Message, Rendered
+from models.rendering import Audio, Message, Rendered
 
 WEIGHTS = "model.safetensors"
 
@@ -58,9 +59,10 @@ class SpeechLLM(PreTrainedModel):
     """Base of the architectures; a file of `models/architectures/` holds exactly one subclass.
 
     Class attributes: `title`, `paper` (citation), `code` (official repository or 'none'), `modalities`, `cached`
-    (what a feature cache holds),
-    `loss_on_prompt` (the paper's loss covers more than the answer), `deviations` (lines that
-    the model card repeats).
+    (what a feature cache holds), `loss_on_prompt` (the paper's loss covers more than the answer), `deviations` (lines
+    that the model card repeats), `spliced` (audio takes positions of the sequence), `exact_tokens` (`audio_tokens` is
+    what a clip takes, not the most that it can take), `several_clips` (a conversation may have several), `read_roles`
+    (roles whose content, not length alone, decides a sequence).
     """
 
     config_class = SpeechLLMConfig
@@ -72,6 +74,10 @@ class SpeechLLM(PreTrainedModel):
     cached: ClassVar[Literal["features", "units"]] = "features"
     loss_on_prompt: ClassVar[bool] = False
     deviations: ClassVar[tuple[str, ...]] = ()
+    spliced: ClassVar[bool] = True
+    exact_tokens: ClassVar[bool] = True
+    several_clips: ClassVar[bool] = False
+    read_roles: ClassVar[tuple[str, ...]] = ()
     llm: PreTrainedModel
     connector: nn.Module
     encoders: nn.ModuleDict
@@ -91,6 +97,9 @@ class SpeechLLM(PreTrainedModel):
     def build_connector(self, preset: Preset, llm_width: int) -> nn.Module:
         raise NotImplementedError
 
+    def build_parts(self, preset: Preset) -> None:
+        """Set further modules as attributes; each is a parameter group called by its name."""
+
     def audio_tokens(self, frames: dict[str, int]) -> int:
         """How many positions a clip takes in the sequence, from its frames per encoder role."""
         raise NotImplementedError
@@ -99,9 +108,23 @@ class SpeechLLM(PreTrainedModel):
         """Encoder frames, each `(clips, frames, width)` → `(clips, tokens, llm width)` and `(clips,)` valid tokens."""
         raise NotImplementedError
 
-    def render(self, tokenizer: PreTrainedTokenizerBase, messages: list[Message], audio: Audio) -> Rendered:
-        """The token sequence of a conversation; without an assistant turn at the end: the prompt to answer."""
+    def render(self, tokenizer: PreTrainedTokenizerBase, messages: list[Message], clips: Sequence[Audio]) -> Rendered:
+        """The token sequence of a conversation; without an assistant turn at the end: the prompt to answer.
+
+        `clips` are the recordings of its turns, in their order; an architecture without `several_clips` has one.
+        """
         raise NotImplementedError
+
+    def spell(self, features: dict[str, Tensor], lengths: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Logits of letters `(clips, frames, 257)` and valid frames `(clips,)`, for connectors that read them."""
+        raise TypeError(f"{type(self).__name__} reads no letters: its stages cannot have the loss 'letters'")
+
+    def keywords(self, prompt: str) -> set[str]:
+        """Words of a prompt on which errors count more in training on expected word errors."""
+        return set()
+
+    def prepare(self, batch: Batch, tokens: Tensor | None, counts: Tensor | None) -> None:
+        """Called with what `connect` made of a batch (None: it has no audio) before the backbone runs over it."""
 
     # ---- building -----------------------------------------------------------------------------------------------
 
@@ -109,8 +132,9 @@ class SpeechLLM(PreTrainedModel):
         """A model of this shape with random weights, around `llm` where one is given."""
         super().__init__(config)
         preset = Preset.model_validate(config.preset)
-        self.llm = llm if llm is not None else _random_llm(config.llm)
+        self.llm = llm if llm is not None else random_llm(config.llm)
         self.connector = self.build_connector(preset, self.llm.config.hidden_size)
+        self.build_parts(preset)
         self.encoders = nn.ModuleDict(
             {r: build_encoder(s.model_copy(update={"weights": None})) for r, s in preset.encoders.items()}
             if encoders
@@ -192,33 +216,32 @@ class SpeechLLM(PreTrainedModel):
 
     def parameter_groups(self) -> dict[str, list[str]]:
         """Names of the parameters of each group that a freeze plan may name; every parameter is in one."""
-        groups: dict[str, list[str]] = {
-            "connector": [],
-            "lora": [],
-            "embeddings": [],
-            "llm": [],
-            "encoder": [],
-            "codebook": [],
-        }
-        for name, _ in self.named_parameters():
-            groups[_group_of(name)].append(name)
-        return groups
+        return grouped(name for name, _ in self.named_parameters())
+
+    def trained_by(self, train: tuple[str, ...]) -> list[str]:
+        """Names of the parameters that a freeze plan lets learn. ValueError for a group that is not there."""
+        try:
+            learning = names_of(self.parameter_groups(), train)
+        except ValueError as error:
+            raise ValueError(f"{type(self).__name__} has {error}") from None
+        return [name for name, _ in self.named_parameters() if name in learning]
 
     def freeze(self, train: tuple[str, ...]) -> list[str]:
         """Let exactly the named groups learn ('llm' includes the embeddings); returns the names that do.
 
         Raises ValueError for a group that the architecture does not have.
         """
-        groups = self.parameter_groups()
-        wanted = set(train) | ({"embeddings"} if "llm" in train else set())
-        for group in wanted:
-            if not groups.get(group) or group == "codebook":
-                there = ", ".join(name for name, members in groups.items() if members and name != "codebook")
-                raise ValueError(f"{type(self).__name__} has no parameters in group {group!r}; it has: {there}")
-        learning = {name for group in wanted for name in groups[group]}
+        learning = set(named := self.trained_by(train))
         for name, parameter in self.named_parameters():
             parameter.requires_grad_(name in learning)
-        return [name for name, _ in self.named_parameters() if name in learning]
+        return named
+
+    def train(self, mode: bool = True) -> Self:
+        """As torch's, but pretrained parts that do not learn stay in eval mode: no dropout in what is frozen."""
+        super().train(mode)
+        for part in (self.llm, *self.encoders.values()):
+            part.train(mode and any(p.requires_grad for p in part.parameters()))
+        return self
 
     # ---- audio ------------------------------------------------------------------------------------------------------
 
@@ -235,50 +258,59 @@ class SpeechLLM(PreTrainedModel):
         assign = [(book.square().sum(1) - 2 * frames @ book.T).argmin(1) for frames in next(iter(features.values()))]
         return [Audio(units=units) for units in assign]
 
-    def embed(self, batch: Batch) -> Tensor:
-        """Token embeddings with the connector's output at the audio positions, `(rows, length, width)`."""
-        embedded: Tensor = self.llm.get_input_embeddings()(batch.ids)
-        if not batch.features:
-            return embedded
-        tokens, counts = self.connect(self._features(batch), batch.lengths)
-        valid = torch.arange(tokens.shape[1], device=tokens.device)[None] < counts[:, None]
-        if int(counts.sum()) != len(batch.audio_rows):
-            raise ValueError(
-                f"the connector made {int(counts.sum())} tokens for {len(batch.audio_rows)} audio positions"
-            )
-        return embedded.index_put((batch.audio_rows, batch.audio_columns), tokens[valid].to(embedded.dtype))
+    def sound(self, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Frames `(clips, frames, width)` and lengths `(clips,)` per role, in the connector's precision.
 
-    def forward(self, batch: Batch, vocabulary: Tensor | None = None, blank: int = 0) -> tuple[Tensor, Tensor]:
-        """Summed loss over the labels of a batch, and their number.
-
-        Cross entropy of the next token, with logits only where labels are; with a `vocabulary` of sorted ids: CTC of
-        the connector's output against those rows of the embedding table, without a pass through the backbone.
+        From the batch's features (a cache holds bfloat16), or by the encoders where it has waveforms.
         """
-        if vocabulary is not None:
-            tokens, counts = self.connect(self._features(batch), batch.lengths)
-            labels = [row[(row != IGNORED) & (row != blank)] for row in batch.label_sequences()]
-            table = self.llm.get_input_embeddings().weight
-            return connector_ctc(tokens, counts, labels, table, vocabulary, blank), torch.tensor(sum(map(len, labels)))
-        targets = batch.targets()
-        at = targets != IGNORED
-        logits = self.llm.get_output_embeddings()(self.hidden(batch)[at])
-        return nn.functional.cross_entropy(logits.float(), targets[at], reduction="sum"), at.sum()
+        dtype = next((p.dtype for p in self.connector.parameters()), torch.float32)
+        if not batch.waveforms:
+            return {role: frames.to(dtype) for role, frames in batch.features.items()}, batch.lengths
+        heard = {role: encoder(batch.waveforms) for role, encoder in self.encoders.items()}
+        device = batch.ids.device
+        lengths = {role: torch.tensor([len(clip) for clip in clips], device=device) for role, clips in heard.items()}
+        return {r: nn.utils.rnn.pad_sequence(c, batch_first=True).to(dtype) for r, c in heard.items()}, lengths
 
-    def hidden(self, batch: Batch) -> Tensor:
-        """Last hidden states of the backbone, `(rows, length, width)`."""
-        embedded = self.embed(batch)
+    def embed(self, batch: Batch) -> tuple[Tensor, Batch]:
+        """Token embeddings with the connector's output at the audio positions, `(rows, length, width)`.
+
+        Returns the batch too: without the positions that the connector left empty (see `exact_tokens`).
+        """
+        if not len(batch.clip_rows):
+            self.prepare(batch, None, None)
+            return self.llm.get_input_embeddings()(batch.ids), batch
+        tokens, counts = self.connect(*self.sound(batch))
+        if self.spliced:
+            surplus = batch.surplus(counts)
+            batch = batch.without(surplus) if bool(surplus.any()) else batch
+        self.prepare(batch, tokens, counts)
+        embedded: Tensor = self.llm.get_input_embeddings()(batch.ids)
+        if not self.spliced:
+            return embedded, batch
+        valid = torch.arange(tokens.shape[1], device=tokens.device)[None] < counts[:, None]
+        return embedded.index_put((batch.audio_rows, batch.audio_columns), tokens[valid].to(embedded.dtype)), batch
+
+    def forward(self, batch: Batch, objective: Objective = next_token) -> tuple[Tensor, Tensor]:
+        """Summed loss over the labels of a batch, and their number."""
+        return objective(self, batch)
+
+    def run(self, batch: Batch) -> tuple[Tensor, Batch]:
+        """Last hidden states of the backbone, `(rows, length, width)`, and the batch that they belong to."""
+        embedded, batch = self.embed(batch)
+        if self.llm.config.is_encoder_decoder:
+            return encoder_decoder.hidden_states(self.llm, embedded, batch), batch
         if batch.packed and self.llm.config._attn_implementation == attention.NAME:
             attending = attention.packed_arguments(batch.segments)
         else:
             attending = {"attention_mask": batch.attention_mask(embedded.dtype)}
-        return self.llm.get_decoder()(  # type: ignore[no-any-return]
+        states: Tensor = self.llm.get_decoder()(
             inputs_embeds=embedded, position_ids=batch.positions, use_cache=False, **attending
         ).last_hidden_state
+        return states, batch
 
-    def _features(self, batch: Batch) -> dict[str, Tensor]:
-        """Features in the precision of the connector: a cache holds bfloat16."""
-        dtype = next((p.dtype for p in self.connector.parameters()), torch.float32)
-        return {role: frames.to(dtype) for role, frames in batch.features.items()}
+    def hidden(self, batch: Batch) -> Tensor:
+        """The states of `run` alone."""
+        return self.run(batch)[0]
 
     @torch.inference_mode()
     def generate(
@@ -291,8 +323,9 @@ class SpeechLLM(PreTrainedModel):
             if decoding.sample
             else {}
         )
+        embedded, batch = self.embed(batch)
         ids = self.llm.generate(
-            inputs_embeds=self.embed(batch),
+            inputs_embeds=embedded,
             attention_mask=(batch.segments > 0).long(),
             max_new_tokens=max_new_tokens,
             num_beams=decoding.beams,
@@ -301,7 +334,8 @@ class SpeechLLM(PreTrainedModel):
             pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else end[0],
             **sampling,
         )
-        return [_until(row, end) for row in ids.tolist()]
+        first = 1 if self.llm.config.is_encoder_decoder else 0  # its answers begin with the decoder's start token
+        return [_until(row[first:], end) for row in ids.tolist()]
 
     def end_tokens(self, tokenizer: PreTrainedTokenizerBase) -> list[int]:
         return [tokenizer.eos_token_id]
@@ -337,30 +371,14 @@ class SpeechLLM(PreTrainedModel):
         return model
 
     def _tied(self) -> set[str]:
-        return {"llm.lm_head.weight"} if self.llm.config.tie_word_embeddings else set()
+        """Second names of parameters that have two."""
+        every = {name for name, _ in self.named_parameters(remove_duplicate=False)}
+        return every - {name for name, _ in self.named_parameters()}
 
     def encoder(self, role: str) -> AudioEncoder:
         encoder = self.encoders[role]
         assert isinstance(encoder, AudioEncoder)
         return encoder
-
-
-def _random_llm(config: dict[str, Any]) -> PreTrainedModel:
-    kept = dict(config)
-    built = AutoConfig.for_model(kept.pop("model_type"), **kept)
-    return AutoModelForCausalLM.from_config(built, attn_implementation=attention.NAME)  # type: ignore[no-any-return]
-
-
-def _group_of(name: str) -> str:
-    if name.startswith("connector."):
-        return "connector"
-    if name.startswith("encoders."):
-        return "encoder"
-    if name == "codebook":
-        return "codebook"
-    if re.search(r"\.lora_", name):
-        return "lora"
-    return "embeddings" if "embed_tokens" in name or "lm_head" in name else "llm"
 
 
 def _until(ids: list[int], end: list[int]) -> list[int]:

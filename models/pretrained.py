@@ -10,7 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from models import attention
 from models.tokenizers.bytes import byte_tokenizer
@@ -75,7 +83,7 @@ def folder_digest(path: Path) -> str:
 
 
 def load_llm(reference: str | None, config: dict[str, Any] | None = None, seed: int = 0) -> PreTrainedModel:
-    """A causal language model in float32 and eval mode, with the attention of models/attention.py.
+    """A language model in float32 and eval mode; a causal one with the attention of models/attention.py.
 
     With a reference its weights, and `config` overrides entries of its configuration. Without one random weights
     from `seed` and `config`, which then needs `model_type`; on the meta device only shapes.
@@ -83,18 +91,29 @@ def load_llm(reference: str | None, config: dict[str, Any] | None = None, seed: 
     settings = dict(config or {})
     if reference is not None:
         folder = resolve(reference)
-        model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.float32, attn_implementation=attention.NAME, **settings
-        )
-        return model.eval()  # type: ignore[no-any-return]
+        kind, attending = _kind(AutoConfig.from_pretrained(folder))
+        return kind.from_pretrained(folder, dtype=torch.float32, **attending, **settings).eval()  # type: ignore[no-any-return]
     if "model_type" not in settings:
         raise ValueError(
             f"a language model without weights needs model_type in its config, e.g. llama; got {sorted(settings)}"
         )
-    chosen = AutoConfig.for_model(settings.pop("model_type"), **settings)
     with seeded(seed):
-        model = AutoModelForCausalLM.from_config(chosen, dtype=torch.float32, attn_implementation=attention.NAME)
-    return model.eval()  # type: ignore[no-any-return]
+        return random_llm(settings).eval()
+
+
+def random_llm(config: dict[str, Any]) -> PreTrainedModel:
+    """A language model of a transformers configuration (`model_type` included) with random weights."""
+    settings = dict(config)
+    chosen = AutoConfig.for_model(settings.pop("model_type"), **settings)
+    kind, attending = _kind(chosen)
+    return kind.from_config(chosen, dtype=torch.float32, **attending)  # type: ignore[no-any-return]
+
+
+def _kind(config: PreTrainedConfig) -> tuple[Any, dict[str, str]]:
+    """Which of transformers' Auto classes fits a backbone, and with which attention."""
+    if config.is_encoder_decoder:
+        return AutoModelForSeq2SeqLM, {}
+    return AutoModelForCausalLM, {"attn_implementation": attention.NAME}
 
 
 def load_tokenizer(reference: str) -> PreTrainedTokenizerBase:

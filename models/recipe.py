@@ -49,6 +49,17 @@ class Curriculum(Declared):
     epochs: int = Field(1, ge=0, description="how many epochs keep the order; then random")
 
 
+Loss = Literal["lm", "ctc", "letters", "mwer"]
+
+
+class ExpectedErrors(Declared):
+    """Minimum word error rate training (Prabhavalkar et al., 2018) on answers that the model samples itself."""
+
+    hypotheses: int = Field(4, ge=2, description="answers sampled for a clip")
+    cross_entropy: float = Field(0.01, ge=0, description="weight of the next-token loss beside it")
+    keyword_weight: float = Field(1.0, ge=1, description="errors on words of the prompt's context count so often")
+
+
 class Stage(Declared):
     """One stage of a recipe: mixture × freeze plan × optimiser × curriculum × stop rule."""
 
@@ -61,7 +72,15 @@ class Stage(Declared):
     temperature: float = Field(
         1.0, gt=0, description="over data sets: shares go as size^(1/temperature); 1 = as they are, higher = more even"
     )
-    loss: Literal["lm", "ctc"] = Field("lm", description="next token on the labels, or CTC of the connector's output")
+    phrasings: int = Field(1, ge=1, description="wordings of a request that are used, drawn from a clip's key")
+    shots: int = Field(0, ge=0, description="other clips with their answers before the one that is asked about")
+    nearest: bool = Field(False, description="shots are those that sound most alike, not drawn ones")
+    loss: Loss = Field(
+        "lm",
+        description="next token on the labels (lm); CTC of the connector's output (ctc) or of its letters (letters); "
+        "expected word errors of sampled answers (mwer)",
+    )
+    mwer: ExpectedErrors = Field(default_factory=lambda: ExpectedErrors(), description="of the loss mwer")
     optimiser: Optimiser = Field(default_factory=Optimiser)
     groups: dict[str, Optimiser] = Field(
         default_factory=dict, description="parameter group -> its own optimiser, where it differs from the stage's"
@@ -99,6 +118,8 @@ class Decoding(Declared):
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
+    shots: int = Field(0, ge=0, description="clips of the train split that are shown with their answers")
+    nearest: bool = Field(False, description="those that sound most alike")
 
 
 class Recipe(Declared):
@@ -107,6 +128,14 @@ class Recipe(Declared):
     stages: list[Stage]
     decoding: Decoding = Field(default_factory=Decoding)
     seed: int = 0
+
+    @property
+    def hears(self) -> list[bool]:
+        """For each stage whether it takes the audio itself: it trains an encoder, or one before it did.
+
+        The others take features that were cached before training.
+        """
+        return [any("encoder" in stage.train for stage in self.stages[: n + 1]) for n in range(len(self.stages))]
 
     @model_validator(mode="after")
     def names_differ(self) -> Recipe:

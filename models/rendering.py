@@ -15,28 +15,40 @@ Message = dict[str, Any]
 
 @dataclass(frozen=True)
 class Audio:
-    """One clip as a model takes it: continuous features per encoder role, or discrete units.
+    """One clip as a model takes it: continuous features per encoder role, discrete units, or the waveform itself.
 
-    `features[role]` is `(frames, width)`; `units` is `(frames,)`, one cluster a frame, repetitions included.
+    `features[role]` is `(frames, width)`; `units` is `(frames,)`, one cluster a frame, repetitions included. A stage
+    that trains an encoder gets `waveform`, `(samples,)` at 16 kHz, and in `counts` the frames that each role will make
+    of it.
     """
 
     features: dict[str, Tensor] = field(default_factory=dict)
     units: Tensor | None = None
+    waveform: Tensor | None = None
+    counts: dict[str, int] = field(default_factory=dict)
 
     @property
     def frames(self) -> dict[str, int]:
         if self.units is not None:
             return {"units": len(self.units)}
-        return {role: len(frames) for role, frames in self.features.items()}
+        return self.counts or {role: len(frames) for role, frames in self.features.items()}
 
 
 @dataclass
 class Rendered:
-    """A token sequence: ids, labels (`IGNORED` where nothing is learnt) and the positions that audio fills."""
+    """A token sequence: ids, labels (`IGNORED` where nothing is learnt) and the positions that audio fills.
+
+    clip_at, clip_tokens: where each clip begins and how many positions it has (none if the backbone hears it another
+    way). A sequence uses the first `len(clip_at)` clips of its conversation. instruction: ids of the request alone,
+    for systems that read it apart from the sequence.
+    """
 
     ids: list[int] = field(default_factory=list)
     labels: list[int] = field(default_factory=list)
     audio_at: list[int] = field(default_factory=list)
+    clip_at: list[int] = field(default_factory=list)
+    clip_tokens: list[int] = field(default_factory=list)
+    instruction: list[int] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -51,9 +63,34 @@ class Rendered:
         return self.tokens(tokenizer(text, add_special_tokens=False)["input_ids"], learn)
 
     def audio(self, count: int, filler: int) -> Rendered:
-        """Append `count` positions whose embeddings the connector gives; `filler` is any valid id."""
+        """Append the next clip as `count` positions whose embeddings the connector gives; `filler` is any valid id.
+
+        Of no positions: the clip belongs here, and the backbone hears it by other means than its sequence.
+        """
+        self.clip_at.append(len(self.ids))
+        self.clip_tokens.append(count)
         self.audio_at += range(len(self.ids), len(self.ids) + count)
         return self.tokens([filler] * count)
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A request and its answer (None where the model is asked to write it); `clips`: how many recordings it brings."""
+
+    request: str
+    answer: str | None
+    clips: int
+
+
+def turns(messages: list[Message]) -> list[Turn]:
+    """A conversation as pairs of request and answer; a request without an answer can only be the last."""
+    found: list[Turn] = []
+    for message in messages:
+        if message["role"] == "user":
+            found.append(Turn(_text_of(message), None, _clips_in(message)))
+        elif message["role"] == "assistant":
+            found[-1] = Turn(found[-1].request, _text_of(message), found[-1].clips)
+    return found
 
 
 def user_text(messages: list[Message]) -> str:
@@ -74,8 +111,12 @@ def transcript_text(message: Message) -> str | None:
 
 
 def has_audio(message: Message) -> bool:
+    return _clips_in(message) > 0
+
+
+def _clips_in(message: Message) -> int:
     content = message["content"]
-    return not isinstance(content, str) and any(part["type"] == "audio" for part in content)
+    return 0 if isinstance(content, str) else sum(part["type"] == "audio" for part in content)
 
 
 def _text_of(message: Message) -> str:

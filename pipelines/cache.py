@@ -7,7 +7,7 @@ import time
 from prefect import flow, task
 
 from components.features.cost import estimate
-from components.features.key import feature_key, refuse_if_trained
+from components.features.key import feature_key
 from components.features.store import publish_features, up_to_date
 from components.schema import FeatureManifest, StageReport
 from components.shards.index import read_index
@@ -22,9 +22,14 @@ from pipelines.workspace import workspace
 
 @flow(name="cache", description="Encoder features of every clip, and units for discrete systems")
 def cache(config: RunConfig) -> list[StageReport]:
-    """Encode what is not encoded yet. A cache is shared by every architecture with the same encoder."""
+    """Encode what is not encoded yet. A cache is shared by every architecture with the same encoder.
+
+    Nothing is cached where the first stage already trains an encoder: features would change with every step.
+    """
     work = workspace(config)
-    refuse_if_trained(work.preset.recipe.stages)
+    if not work.cached:
+        note = "not needed: the encoder is trained, so the stages hear the audio itself"
+        return [StageReport(stage="cache", state="up to date", note=note)]
     reports = [cache_features(work)]
     if work.preset.units is not None:
         reports += [fit_codebook(work), cache_units(work)]

@@ -68,7 +68,7 @@ def evaluate_model(work: Workspace) -> StageReport:
         "weights": storage.join(work.stages[-1][1], "weights.safetensors"),
         "rows": rows,
         "task": task_name,
-        "decoding": work.preset.recipe.decoding.model_dump(),
+        "audio_root": work.audio_root,
         "threads": work.config.cores(),
         "baseline": work.config.baseline_clips,
     }

@@ -10,7 +10,7 @@ from typing import Any
 from components.audio.sources import read_sources
 from components.audio.split import assign_splits
 from components.digest import digest
-from components.features.key import feature_key, feature_root
+from components.features.key import feature_key, feature_root, refuse_if_trained
 from components.features.store import FeatureStore
 from components.features.units import fit_units
 from components.schema import AudioManifest, FeatureManifest, Recording, Reject
@@ -83,6 +83,14 @@ class Workspace:
     def encoders(self) -> dict[str, AudioEncoder]:
         return {role: build_encoder(spec) for role, spec in self.preset.encoders.items()}
 
+    @property
+    def cached(self) -> bool:
+        """Whether some stage takes cached features; ValueError if one is to train the encoder behind units."""
+        hears = self.preset.recipe.hears
+        if self.preset.units is not None:
+            refuse_if_trained(self.preset.recipe.stages)
+        return not hears[0]
+
     @cached_property
     def feature_roots(self) -> dict[str, str]:
         """Role -> root of the continuous features."""
@@ -102,7 +110,12 @@ class Workspace:
 
     @cached_property
     def model_inputs(self) -> dict[str, str]:
-        """Role -> feature root that training reads: the features, or the units under the role 'units'."""
+        """Role -> feature root that training reads: the features, or the units under the role 'units'.
+
+        Empty if the very first stage trains an encoder.
+        """
+        if not self.cached:
+            return {}
         if self.codebook is None:
             return self.feature_roots
         key = feature_key(next(iter(self.encoders.values())), self.codebook[1])
@@ -120,7 +133,8 @@ class Workspace:
     def base_digest(self) -> str:
         """What every stage depends on: parts, data, features, seed and the version of the training code."""
         parts = self.preset.model_dump(mode="json", exclude={"recipe"})
-        features = {role: manifest.digest for role, manifest in self.features.items()}
+        cached: dict[str, Any] = {role: manifest.digest for role, manifest in self.features.items()}
+        features = cached or {role: feature_key(encoder) for role, encoder in self.encoders.items()}
         return digest(
             [
                 self.config.arch,

@@ -7,6 +7,7 @@ that the view cannot say something else than the training does. `explain_page` s
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import groupby, pairwise
@@ -19,7 +20,7 @@ from transformers import PreTrainedTokenizerBase
 from models.batch import Batch, Layout
 from models.contract import SpeechLLM
 from models.preset import Preset
-from models.recipe import Stage
+from models.recipe import Loss, Stage
 from models.rendering import IGNORED
 
 Span = Literal["text", "audio", "unit", "padding"]
@@ -83,7 +84,7 @@ class Explained:
     """A batch of a stage as rows of tokens; `keys[segment - 1]` is the sample of a segment."""
 
     stage: str
-    loss: Literal["lm", "ctc"]
+    loss: Loss
     layout: Layout
     rows: list[list[Token]]
     keys: list[str]
@@ -124,7 +125,7 @@ def explain_batch(
     Raises ValueError where keys, labels or clips do not fit the batch.
     """
     batch = batch.to(torch.device("cpu"))
-    blank = tokenizer.eos_token_id if stage.loss == "ctc" else None
+    blank = _blank(stage, tokenizer)
     labels = _labels(batch, blank)
     _check(batch, keys, int((labels != IGNORED).sum()), labels_in_global_batch)
     used = torch.cat([batch.ids.flatten(), labels[labels != IGNORED]]).unique().tolist()
@@ -147,7 +148,12 @@ def explain_batch(
 
 def label_count(batch: Batch, stage: Stage, tokenizer: PreTrainedTokenizerBase) -> int:
     """Labels of a batch under the loss of a stage; CTC does not count the end token, which is its blank."""
-    return int((_labels(batch, tokenizer.eos_token_id if stage.loss == "ctc" else None) != IGNORED).sum())
+    return int((_labels(batch, _blank(stage, tokenizer)) != IGNORED).sum())
+
+
+def _blank(stage: Stage, tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The label that CTC losses leave out: the end token."""
+    return tokenizer.eos_token_id if stage.loss in ("ctc", "letters") else None
 
 
 def trainable_groups(model: SpeechLLM, stage: Stage) -> list[Group]:
@@ -156,21 +162,17 @@ def trainable_groups(model: SpeechLLM, stage: Stage) -> list[Group]:
     Raises ValueError for a group in `stage.train` that the model does not have, as `SpeechLLM.freeze` does.
     """
     sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
-    groups = {name: members for name, members in model.parameter_groups().items() if members}
-    learning = {*stage.train, *(["embeddings"] if "llm" in stage.train else [])}
-    missing = sorted(learning - groups.keys() | learning & {"codebook"})
-    if missing:
-        there = ", ".join(name for name in groups if name != "codebook")
-        raise ValueError(f"stage {stage.name!r} trains {', '.join(missing)}, but {type(model).__name__} has: {there}")
+    learning = set(model.trained_by(stage.train))
     return [
         Group(
             name,
             len(members),
             sum(sizes[member] for member in members),
-            name in learning,
-            stage.groups.get(name, stage.optimiser).lr if name in learning else None,
+            bool(learning & set(members)),
+            stage.groups.get(name, stage.optimiser).lr if learning & set(members) else None,
         )
-        for name, members in groups.items()
+        for name, members in model.parameter_groups().items()
+        if members
     ]
 
 
@@ -252,10 +254,9 @@ def _check(batch: Batch, keys: Sequence[str], labels: int, labels_in_global_batc
         raise ValueError(f"{len(keys)} keys for a batch of {samples} samples: give one key a sample, in its order")
     if labels > labels_in_global_batch:
         raise ValueError(f"{labels} labels in a part of a global batch that has {labels_in_global_batch}: count all")
-    with_audio = len(batch.segments[batch.audio_rows, batch.audio_columns].unique())
-    clips = max((len(lengths) for lengths in batch.lengths.values()), default=0)
-    if clips != with_audio:
-        raise ValueError(f"{with_audio} samples have audio positions, but the batch holds features of {clips} clips")
+    clips = len(batch.waveforms) or max((len(lengths) for lengths in batch.lengths.values()), default=0)
+    if clips != len(batch.clip_rows):
+        raise ValueError(f"the rows have places for {len(batch.clip_rows)} clips, but the batch holds {clips}")
 
 
 def _rows(batch: Batch, labels: Tensor, texts: dict[int, str], weight: float, units: range) -> list[list[Token]]:
@@ -281,24 +282,20 @@ def _span(segment: int, audio: bool, unit: bool) -> Span:
 
 
 def _audio_names(batch: Batch) -> dict[tuple[int, int], str]:
-    """`♪clip·position` of each placeholder by row and column; a sample holds one clip, so its segment tells them."""
-    names: dict[tuple[int, int], str] = {}
-    counts: dict[int, int] = {}
-    for row, column in zip(batch.audio_rows.tolist(), batch.audio_columns.tolist(), strict=True):
-        segment = int(batch.segments[row, column])
-        counts[segment] = counts.get(segment, 0) + 1
-        names[row, column] = f"♪{len(counts)}·{counts[segment]}"
-    return names
+    """`♪clip·position` of each placeholder by row and column."""
+    names = [f"♪{clip}·{at}" for clip, n in enumerate(batch.clip_tokens.tolist(), 1) for at in range(1, n + 1)]
+    places = zip(batch.audio_rows.tolist(), batch.audio_columns.tolist(), strict=True)
+    return dict(zip(places, names, strict=True))
 
 
 def _lengths(batch: Batch, keys: Sequence[str], rows: list[list[Token]]) -> list[Clip]:
     """The clips in the batch's order; with units only those samples that hold some."""
-    counts = dict.fromkeys(range(1, len(keys) + 1), 0)
-    for token in (token for row in rows for token in row if token.span in ("audio", "unit")):
-        counts[token.segment] += 1
-    heard = [segment for segment, count in counts.items() if count]
-    frames = [{role: int(lengths[i]) for role, lengths in batch.lengths.items()} for i in range(len(heard))]
-    return [Clip(keys[s - 1], s, each, counts[s]) for s, each in zip(heard, frames, strict=True)]
+    frames = [{role: int(lengths[i]) for role, lengths in batch.lengths.items()} for i in range(len(batch.clip_rows))]
+    if frames:
+        placed = zip(batch.clip_segments().tolist(), frames, batch.clip_tokens.tolist(), strict=True)
+        return [Clip(keys[segment - 1], segment, each, tokens) for segment, each, tokens in placed]
+    units = Counter(token.segment for row in rows for token in row if token.span == "unit")
+    return [Clip(keys[segment - 1], segment, {}, units[segment]) for segment in sorted(units)]
 
 
 def _alignments(

@@ -13,16 +13,18 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import numpy as np
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from components.batching.measure import ReadAudio, Render, measure
 from components.batching.plan import Layout, Plan, plan_stage, rank_slice
 from components.batching.samples import Ints, Samples
+from components.curriculum.examples import Examples
 from components.curriculum.tasks import TaskSample, samples_of
-from models.batch import Batch, collate
+from models.batch import Batch, Pair, collate
 from models.contract import SpeechLLM
 from models.recipe import Stage
-from models.rendering import IGNORED, Audio, Rendered
+from models.rendering import IGNORED
 
 T = TypeVar("T")
 AHEAD = 2  # steps whose batches are made while the model computes
@@ -39,11 +41,13 @@ class StageData:
     read: ReadAudio
     render: Render
     pad_id: int
+    examples: Examples
 
     def sample(self, number: int) -> TaskSample:
         """The conversation of a sample."""
         task = self.samples.tasks[int(self.samples.task[number])]
-        return samples_of(self.rows[int(self.samples.row[number])], task)[0]
+        row = self.rows[int(self.samples.row[number])]
+        return samples_of(row, task, self.stage.phrasings, self.examples.of(row, task))[0]
 
     def keys(self, step: int) -> list[str]:
         """Keys of the clips of a global batch."""
@@ -70,14 +74,30 @@ def stage_data(
     layout: Layout = "bucketed",
 ) -> StageData:
     """Measure and order the samples of a stage. The result may hold no batch if no row has what its tasks need."""
-    render = renderer(model, tokenizer)
-    samples = measure(stage, rows, read, render)
-    return StageData(stage, rows, samples, plan_stage(stage, samples, seed, layout), read, render, pad_id(tokenizer))
+    render, examples = renderer(model, tokenizer), stage_examples(stage, rows, model, read)
+    samples = measure(stage, rows, read, render, examples)
+    plan = plan_stage(stage, samples, seed, layout)
+    return StageData(stage, rows, samples, plan, read, render, pad_id(tokenizer), examples)
+
+
+def stage_examples(stage: Stage, rows: Sequence[dict[str, Any]], model: SpeechLLM, read: ReadAudio) -> Examples:
+    """Where a stage's in-context examples come from: the rows that it trains on.
+
+    Raises ValueError if it wants some of an architecture whose prompts hold a single clip.
+    """
+    if stage.shots and not model.several_clips and "biased_asr" not in stage.tasks:
+        raise ValueError(f"stage {stage.name!r} has shots={stage.shots}, but {model.title} hears one clip a prompt")
+    return Examples(rows, stage.shots, feature_vector(read) if stage.nearest else None, model.several_clips)
+
+
+def feature_vector(read: ReadAudio) -> Callable[[str], Tensor]:
+    """The features of a clip by which it is likened to others: those of its first encoder."""
+    return lambda key: next(iter(read(key).features.values()))
 
 
 def renderer(model: SpeechLLM, tokenizer: PreTrainedTokenizerBase) -> Render:
     """How a sample and its audio become a token sequence."""
-    return lambda sample, audio: model.render(tokenizer, list(sample.messages), audio)
+    return lambda sample, clips: model.render(tokenizer, list(sample.messages), clips)
 
 
 def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
@@ -146,12 +166,11 @@ def batch_of(data: StageData, numbers: Ints, layout: Layout | None = None, maske
     """Some samples as one batch, in the plan's layout or another; `masked`: without labels."""
     pairs = [_load(data, int(number)) for number in numbers]
     if masked:
-        pairs = [(replace(rendered, labels=[IGNORED] * len(rendered)), audio) for rendered, audio in pairs]
+        pairs = [(replace(rendered, labels=[IGNORED] * len(rendered)), clips) for rendered, clips in pairs]
     return collate(pairs, data.pad_id, "packed" if (layout or data.plan.layout) == "packed" else "right")
 
 
-def _load(data: StageData, number: int) -> tuple[Rendered, Audio]:
+def _load(data: StageData, number: int) -> Pair:
     sample = data.sample(number)
-    audio = data.read(sample.key)
-    rendered = data.render(sample, audio)
-    return rendered, audio if rendered.audio_at else Audio()
+    clips = [data.read(key) for key in sample.keys]
+    return data.render(sample, clips), clips

@@ -17,19 +17,22 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from components.batching.samples import Samples
+from components.curriculum.examples import NONE, Examples, collection
 from components.curriculum.tasks import TaskSample, samples_of
 from infra import storage
 from models.recipe import Stage
 from models.rendering import IGNORED, Audio, Rendered
 
 ReadAudio = Callable[[str], Audio]  # key of a clip -> its cached features or units
-Render = Callable[[TaskSample, Audio], Rendered]
+Render = Callable[[TaskSample, Sequence[Audio]], Rendered]
 LABEL_IDS = "label_ids"  # metadata of samples.parquet
 ARRAYS = ("row", "task", "collection", "shard", "tokens", "labels", "seconds", "audio")
 TYPES = {"row": "i4", "task": "i2", "collection": "i2", "shard": "i4", "tokens": "i4", "labels": "i4", "seconds": "f4"}
 
 
-def measure(stage: Stage, rows: Iterable[dict[str, Any]], lengths: ReadAudio, render: Render) -> Samples:
+def measure(
+    stage: Stage, rows: Iterable[dict[str, Any]], lengths: ReadAudio, render: Render, examples: Examples = NONE
+) -> Samples:
     """All samples that the stage's tasks make of the rows; `lengths` gives audio of the right length for a key."""
     tasks: dict[str, int] = {}
     collections: dict[str, int] = {}
@@ -38,9 +41,10 @@ def measure(stage: Stage, rows: Iterable[dict[str, Any]], lengths: ReadAudio, re
     measures: dict[str, list[float]] = {}
     label_ids: set[int] = set()
     for number, row in enumerate(rows):
-        audio = lengths(row["key"])
-        for sample in (made for task in stage.tasks for made in samples_of(row, task)):
-            rendered = render(sample, audio)
+        own = lengths(row["key"])
+        for sample in stage_samples(stage, row, examples):
+            clips = [*map(lengths, sample.keys[:-1]), own]
+            rendered = render(sample, clips)
             values = (
                 number,
                 tasks.setdefault(sample.task, len(tasks)),
@@ -49,7 +53,7 @@ def measure(stage: Stage, rows: Iterable[dict[str, Any]], lengths: ReadAudio, re
                 len(rendered),
                 label_count(stage, rendered),
                 row["seconds"],
-                bool(rendered.audio_at) or audio.units is not None,
+                bool(rendered.clip_at) or own.units is not None,
             )
             for column, value in zip(columns.values(), values, strict=True):
                 column.append(value)
@@ -67,16 +71,22 @@ def measure(stage: Stage, rows: Iterable[dict[str, Any]], lengths: ReadAudio, re
     )
 
 
-def collection(row: dict[str, Any]) -> str:
-    """The data set that a row belongs to: the first folder of its recording's path."""
-    first, slash, _ = str(row.get("original", "")).partition("/")
-    return first if slash else ""
+def stage_samples(stage: Stage, row: dict[str, Any], examples: Examples) -> list[TaskSample]:
+    """What a row gives for the tasks of a stage, with the stage's wordings and examples."""
+    return [
+        sample
+        for task in stage.tasks
+        for made in samples_of(row, task)
+        for sample in samples_of(row, made.task, stage.phrasings, examples.of(row, made.task))
+    ]
 
 
 def label_count(stage: Stage, rendered: Rendered) -> int:
     """Tokens of a sample that carry loss; 0 where CTC has too few positions for them, so that it is left out."""
     if stage.loss == "ctc":
         return len(ctc_labels(rendered)) if alignable(rendered) else 0
+    if stage.loss == "letters":
+        return len(ctc_labels(rendered))
     return sum(label != IGNORED for label in rendered.labels[1:])  # the first token is never predicted
 
 

@@ -5,13 +5,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from components.batching.loader import StageData, pad_id, renderer
+from components.batching.loader import StageData, pad_id, renderer, stage_examples
 from components.batching.measure import ReadAudio, load_samples, measure, save_samples
 from components.batching.plan import Layout, load_plan, plan_stage, save_plan
 from components.batching.preview import PlanSummary, plan_page, summarise
@@ -40,19 +40,24 @@ def chosen_layout(stage: Stage, model: SpeechLLM, measured: Layout | None = None
 def publish_plan(
     url: str,
     stage: Stage,
-    rows: Iterable[dict[str, Any]],
+    rows: Sequence[dict[str, Any]],
     model: SpeechLLM,
     tokenizer: PreTrainedTokenizerBase,
     lengths: ReadAudio,
     seed: int,
     layout: Layout,
+    read: ReadAudio | None = None,
 ) -> PlanSummary:
-    """Measure and order the samples of a stage, unless that was done before; `url` is the stage's."""
+    """Measure and order the samples of a stage, unless that was done before; `url` is the stage's.
+
+    `read` gives what `lengths` leaves out, where examples are chosen by it.
+    """
     folder = storage.join(url, FOLDER)
     marker = storage.join(folder, MARKER)
     if storage.exists(marker):
         return PlanSummary.model_validate(storage.read_json(marker))
-    samples = measure(stage, rows, lengths, renderer(model, tokenizer))
+    examples = stage_examples(stage, rows, model, read or lengths)
+    samples = measure(stage, rows, lengths, renderer(model, tokenizer), examples)
     plan = plan_stage(stage, samples, seed, layout)
     summary = summarise(plan, samples, stage)
     save_samples(storage.join(folder, "samples.parquet"), samples)
@@ -74,7 +79,8 @@ def open_plan(
     folder = storage.join(url, FOLDER)
     samples = load_samples(storage.join(folder, "samples.parquet"))
     plan = load_plan(storage.join(folder, "plan.safetensors"))
-    return StageData(stage, rows, samples, plan, read, renderer(model, tokenizer), pad_id(tokenizer))
+    examples = stage_examples(stage, rows, model, read)
+    return StageData(stage, rows, samples, plan, read, renderer(model, tokenizer), pad_id(tokenizer), examples)
 
 
 def held_out_data(
@@ -95,9 +101,10 @@ def held_out_data(
             "tasks": dict.fromkeys(stage.tasks, 1.0),
         }
     )
-    samples = measure(once, rows, read, renderer(model, tokenizer))
+    render, examples = renderer(model, tokenizer), stage_examples(stage, rows, model, read)
+    samples = measure(once, rows, read, render, examples)
     plan = plan_stage(once, samples, 0, layout)
-    return StageData(once, rows, samples, plan, read, renderer(model, tokenizer), pad_id(tokenizer))
+    return StageData(once, rows, samples, plan, read, render, pad_id(tokenizer), examples)
 
 
 def lengths_only(frames: dict[str, int]) -> dict[str, torch.Tensor]:

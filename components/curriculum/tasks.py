@@ -1,95 +1,89 @@
 """Tasks: how a record becomes chat messages, and what the right answer is.
 
-A recipe names tasks with weights. `asr`, `tts`, `units`, `chain`, `caption`, `conversation` read one field of the
-record; `label:<name>` and `translate:<language>` one entry of it, `labels` and `translation` every entry.
+A recipe names tasks with weights. `asr`, `biased_asr`, `tts`, `units`, `chain`, `caption`, `conversation` read one
+field of the record; `label:<name>` and `translate:<language>` one entry of it, `labels` and `translation` every entry.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-Message = dict[str, Any]
+from components.curriculum.wordings import LANGUAGES, wording
 
-INSTRUCTIONS = {
-    "asr": "Transcribe speech to text.",
-    "tts": "Read this out loud.",
-    "caption": "Describe the audio in one sentence.",
-    "label": "What is the {name} in this audio?",
-    "translate": "Translate the speech into {name}.",
-}
-LANGUAGES = {
-    "ar": "Arabic",
-    "de": "German",
-    "en": "English",
-    "es": "Spanish",
-    "fr": "French",
-    "it": "Italian",
-    "ru": "Russian",
-    "zh": "Chinese",
-}
-GENERIC = ("asr", "tts", "units", "chain", "caption", "conversation", "labels", "translation")
+Message = dict[str, Any]
+Row = dict[str, Any]
+
+GENERIC = ("asr", "biased_asr", "tts", "units", "chain", "caption", "conversation", "labels", "translation")
+BIAS_WORDS = 3  # of the clip's own in the list of biased_asr, and as many of each other clip
 
 
 @dataclass(frozen=True)
 class TaskSample:
-    """One record seen as one task: the conversation with its answer, and the answer as text."""
+    """One record seen as one task: the conversation with its answer, and the answer as text.
 
-    key: str
+    `keys` are the clips of the conversation's turns, in their order; the last one is the record's own.
+    """
+
+    keys: tuple[str, ...]
     task: str
     messages: tuple[Message, ...]
     reference: str
+
+    @property
+    def key(self) -> str:
+        return self.keys[-1]
 
     def prompt(self) -> list[Message]:
         """The conversation up to the answer."""
         return list(self.messages[:-1])
 
 
-def samples_of(row: dict[str, Any], task: str) -> list[TaskSample]:
+def samples_of(row: Row, task: str, phrasings: int = 1, others: Sequence[Row] = ()) -> list[TaskSample]:
     """The samples that an index row gives for a task; none if it has no such field.
 
+    phrasings: how many wordings of a request are used; which one a record gets is drawn from its key. others: records
+    that the conversation shows first, each as a turn with its answer (`biased_asr`: whose words it mixes in).
     Raises ValueError for a task that does not exist.
     """
     name, _, entry = task.partition(":")
     if task in ("labels", "translation"):
         singular = "label" if task == "labels" else "translate"
         entries = (row["labels"] or {}) if task == "labels" else (row["translation"] or {})
-        return [sample for each in sorted(entries) for sample in samples_of(row, f"{singular}:{each}")]
+        return [s for each in sorted(entries) for s in samples_of(row, f"{singular}:{each}", phrasings, others)]
     if name == "label" and entry:
         value = (row["labels"] or {}).get(entry)
         usable = isinstance(value, (str, int, float)) and not isinstance(value, bool)
-        return [_ask(row, task, INSTRUCTIONS["label"].format(name=entry), str(value))] if usable else []
+        return [_ask(row, task, phrasings, str(value), others, name=entry)] if usable else []
     if name == "translate" and entry:
         value = (row["translation"] or {}).get(entry)
-        return (
-            [_ask(row, task, INSTRUCTIONS["translate"].format(name=LANGUAGES.get(entry, entry)), value)]
-            if value
-            else []
-        )
+        return [_ask(row, task, phrasings, value, others, name=LANGUAGES.get(entry, entry))] if value else []
     if task not in GENERIC:
         raise ValueError(f"no task {task!r}; tasks are: {', '.join(GENERIC)}, label:<name>, translate:<language>")
-    return _generic(row, task)
+    return _generic(row, task, phrasings, others)
 
 
-def _generic(row: dict[str, Any], task: str) -> list[TaskSample]:
-    text, key = row["text"], row["key"]
+def _generic(row: Row, task: str, phrasings: int, others: Sequence[Row]) -> list[TaskSample]:
+    text, keys = row["text"], (row["key"],)
     audio = {"type": "audio"}
     if task == "units":
-        return [TaskSample(key, task, ({"role": "assistant", "content": [audio]},), "")]
+        return [TaskSample(keys, task, ({"role": "assistant", "content": [audio]},), "")]
     if task == "caption":
-        return [_ask(row, task, INSTRUCTIONS["caption"], row["caption"])] if row["caption"] else []
+        return [_ask(row, task, phrasings, row["caption"], others)] if row["caption"] else []
     if task == "conversation":
         messages = row.get("conversations")
-        return [TaskSample(key, task, tuple(messages), _words(messages[-1]))] if messages else []
+        return [TaskSample(keys, task, tuple(messages), _words(messages[-1]))] if messages else []
     if not text:
         return []
     if task == "asr":
-        return [_ask(row, task, INSTRUCTIONS["asr"], text)]
+        return [_ask(row, task, phrasings, text, others)]
+    if task == "biased_asr":
+        return [_ask(row, task, phrasings, text, words=", ".join(bias_list(row, others)))]
     if task == "tts":
-        asked = [{"type": "text", "text": INSTRUCTIONS["tts"]}, {"type": "transcript", "text": text}]
+        asked = [{"type": "text", "text": wording("tts", row["key"], phrasings)}, {"type": "transcript", "text": text}]
         return [
-            TaskSample(key, task, ({"role": "user", "content": asked}, {"role": "assistant", "content": [audio]}), "")
+            TaskSample(keys, task, ({"role": "user", "content": asked}, {"role": "assistant", "content": [audio]}), "")
         ]
     messages = row.get("conversations")
     if not messages:
@@ -97,11 +91,22 @@ def _generic(row: dict[str, Any], task: str) -> list[TaskSample]:
     answer = _words(messages[-1])
     chained = [{"type": "transcript", "text": text}, {"type": "text", "text": answer}]
     return [
-        TaskSample(key, task, ({"role": "user", "content": [audio]}, {"role": "assistant", "content": chained}), answer)
+        TaskSample(
+            keys, task, ({"role": "user", "content": [audio]}, {"role": "assistant", "content": chained}), answer
+        )
     ]
 
 
-def select(rows: Iterable[dict[str, Any]], tasks: dict[str, float]) -> list[TaskSample]:
+def bias_list(row: Row, others: Sequence[Row]) -> list[str]:
+    """Longest words of a clip's own text among those of other clips, in alphabetical order: contextual biasing."""
+    chosen: list[str] = []
+    for each in (row, *others):
+        words = sorted(set((each["text"] or "").split()), key=lambda word: (-len(word), word))
+        chosen += words[:BIAS_WORDS]
+    return sorted(set(chosen))
+
+
+def select(rows: Iterable[Row], tasks: dict[str, float]) -> list[TaskSample]:
     """All samples of the tasks, in the order of the rows."""
     return [sample for row in rows for task in tasks for sample in samples_of(row, task)]
 
@@ -114,14 +119,20 @@ def generic_name(task: str) -> str:
 
 def question(text: str | None = None, task: str = "asr") -> list[Message]:
     """A prompt about a clip in a person's own words, or in the task's."""
-    return [{"role": "user", "content": [{"type": "audio"}, {"type": "text", "text": text or INSTRUCTIONS[task]}]}]
+    return [{"role": "user", "content": [{"type": "audio"}, {"type": "text", "text": text or wording(task)}]}]
 
 
-def _ask(row: dict[str, Any], task: str, instruction: str, answer: str) -> TaskSample:
-    user: Message = {"role": "user", "content": [{"type": "audio"}, {"type": "text", "text": instruction}]}
-    return TaskSample(
-        row["key"], task, (user, {"role": "assistant", "content": [{"type": "text", "text": answer}]}), answer
-    )
+def _ask(row: Row, task: str, phrasings: int, answer: str, others: Sequence[Row] = (), **names: str) -> TaskSample:
+    """The record's own turn, behind one turn for each of the others, all in the wording that the record drew."""
+    request = wording(task.partition(":")[0], row["key"], phrasings, **names)
+    messages: list[Message] = []
+    keys: list[str] = []
+    for other in others:
+        shown = samples_of(other, task)[0]
+        messages += [*question(request), shown.messages[-1]]
+        keys.append(shown.key)
+    messages += [*question(request), {"role": "assistant", "content": [{"type": "text", "text": answer}]}]
+    return TaskSample((*keys, row["key"]), task, tuple(messages), answer)
 
 
 def _words(message: Message) -> str:

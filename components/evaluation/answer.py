@@ -20,17 +20,17 @@ def answer_all(
     model: SpeechLLM,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[list[Message]],
-    audios: Sequence[Audio],
+    clips: Sequence[Sequence[Audio]],
     seconds: Sequence[float],
     decoding: Decoding,
     progress: Callable[[int], None] = lambda done: None,
 ) -> list[str]:
-    """Answers in the order of the prompts; the result of one does not depend on the others.
+    """Answers in the order of the prompts, about the clips of each; the result of one does not depend on the others.
 
     An answer is cut at `SPARE_TOKENS + decoding.tokens_per_second x seconds` tokens, so that an untrained model that
     never stops costs no more than its clip.
     """
-    rendered = [model.render(tokenizer, prompt, audio) for prompt, audio in zip(prompts, audios, strict=True)]
+    rendered = [model.render(tokenizer, prompt, heard) for prompt, heard in zip(prompts, clips, strict=True)]
     order = sorted(range(len(rendered)), key=lambda i: (len(rendered[i]), i))
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     device = next(model.parameters()).device
@@ -40,9 +40,7 @@ def answer_all(
         limit = min(
             decoding.max_new_tokens, round(SPARE_TOKENS + decoding.tokens_per_second * max(seconds[i] for i in rows))
         )
-        batch = collate(
-            [(rendered[i], audios[i] if rendered[i].audio_at else Audio()) for i in rows], int(pad), "left"
-        ).to(device)
+        batch = collate([(rendered[i], clips[i]) for i in rows], int(pad), "left").to(device)
         for i, ids in zip(rows, model.generate(batch, decoding, tokenizer, limit), strict=True):
             answers[i] = model.read_answer(tokenizer, ids)
         done += len(rows)
@@ -58,7 +56,7 @@ def answer(
     decoding: Decoding,
 ) -> str:
     """Answer about one recording, `(samples,)` at 16 kHz, with the model's own encoders."""
-    return answer_all(model, tokenizer, [prompt], model.listen([waveform]), [len(waveform) / 16_000], decoding)[0]
+    return answer_all(model, tokenizer, [prompt], [model.listen([waveform])], [len(waveform) / 16_000], decoding)[0]
 
 
 def _batches(order: list[int], lengths: list[int]) -> list[list[int]]:

@@ -156,8 +156,7 @@ def _waveform(reader: ShardReader, row: Row) -> Tensor:
 def _members(target: Target, waveforms: list[Tensor], budget: float) -> Iterator[bytes]:
     """Safetensors bytes of each clip; a batch whose frames are more than its seconds (full windows) is divided."""
     encoder = target.encoder
-    seconds = encoder.output_length(len(waveforms[0])) / encoder.frame_rate
-    step = max(1, int(SLACK * budget / seconds))
+    step = max(1, int(SLACK * budget / encoder.seconds_of(len(waveforms[0]))))
     for start in range(0, len(waveforms), step):
         for frames in encode_clips(encoder, waveforms[start : start + step]):
             if target.codebook is None:

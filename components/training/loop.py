@@ -24,12 +24,13 @@ from components.training.checkpoint import Checkpoints
 from components.training.compute import Compute
 from components.training.faults import BadBatches
 from components.training.history import join_segments, write_segment
+from components.training.objective import objective_of
 from components.training.optimiser_state import moments
 from components.training.optimisers import build_optimiser, set_rates
 from components.training.parallel import add_up, prepare, uses_fsdp, whole
 from components.training.precision import compute_dtype
 from components.training.shards import Damaged
-from components.training.step import Outcome, StepLoss, Stepper, batch_loss, run_step, step_seed
+from components.training.step import Outcome, Stepper, batch_loss, run_step, step_seed
 from components.training.watch import Watch
 from components.training.weights import save_tensors
 from infra import storage
@@ -138,7 +139,7 @@ def make_stepper(loop: StageLoop) -> Stepper:
     module = prepare(loop.model, loop.compute, loop.scheduler.world, unused)
     return Stepper(
         module=module,
-        loss=_loss(loop, module),
+        loss=partial(module, objective=objective_of(loop.stage, loop.data, loop.tokenizer)),
         optimiser=build_optimiser(loop.model, loop.stage),
         device=device,
         dtype=compute_dtype(device, loop.compute.precision),
@@ -146,15 +147,6 @@ def make_stepper(loop: StageLoop) -> Stepper:
         rank=loop.scheduler.rank,
         world=loop.scheduler.world,
     )
-
-
-def _loss(loop: StageLoop, module: Any) -> StepLoss:
-    """The stage's loss as a function of a batch; the CTC vocabulary is the tokens that the stage's labels use."""
-    if loop.stage.loss == "lm":
-        return module  # type: ignore[no-any-return]
-    blank = loop.tokenizer.eos_token_id
-    used = torch.from_numpy(loop.data.samples.label_ids.copy())
-    return partial(module, vocabulary=torch.unique(torch.cat([used, torch.tensor([blank])])), blank=blank)
 
 
 def _tensors(model: SpeechLLM, stepper: Stepper, trained: list[str]) -> dict[str, Tensor]:

@@ -20,11 +20,13 @@ has a CTC branch beside the adaptor too (weight 0.3).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from models.checkpoints import Checkpoint, llama, openai_whisper
 from models.connectors.stacking import StackMLP
 from models.contract import SpeechLLM, SpeechLLMConfig
 from models.encoders.base import EncoderSpec
@@ -47,6 +49,19 @@ class FunASRLLM(SpeechLLM):
     title = "FunASR-LLM"
     paper = "An et al., Fun-ASR Technical Report, arXiv 2509.12508 (2025); FunASR toolkit, llm_asr"
     code = "modelscope/FunASR: funasr/models/llm_asr"
+    summary = "five frames of Whisper in one, an MLP, and a causal language model that writes down what was said"
+    encoder_name = "Whisper-large-v3, frozen"
+    connector_name = "stack 5 + MLP"
+    checkpoint = Checkpoint(
+        file="model.pt.* of the toolkit's trainer, class LLMASR with the Linear adaptor",
+        nested=("state_dict",),
+        renames=(
+            (r"audio_adaptor\.", "connector."),
+            *openai_whisper(r"audio_encoder\.", "encoders.speech.layers."),
+            *llama(r"llm\."),
+        ),
+        expects=("connector",),  # the trainer may leave out frozen parts, and LoRA is an option of its recipe
+    )
     deviations: ClassVar[tuple[str, ...]] = (
         "decodes with the layout it trains with",
         "no SpecAugment: features are cached",
@@ -68,8 +83,8 @@ class FunASRLLM(SpeechLLM):
     def connect(self, features: dict[str, Tensor], lengths: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         return self.connector(features["speech"], lengths["speech"])  # type: ignore[no-any-return]
 
-    def render(self, tokenizer: PreTrainedTokenizerBase, messages: list[Message], audio: Audio) -> Rendered:
-        rendered = Rendered().audio(self.audio_tokens(audio.frames), filler=tokenizer.bos_token_id)
+    def render(self, tokenizer: PreTrainedTokenizerBase, messages: list[Message], clips: Sequence[Audio]) -> Rendered:
+        rendered = Rendered().audio(self.audio_tokens(clips[0].frames), filler=tokenizer.bos_token_id)
         rendered.tokens([tokenizer.bos_token_id]).text(tokenizer, f"USER: {user_text(messages)}\n ASSISTANT:")
         answer = answer_text(messages)
         if answer is None:

@@ -25,12 +25,14 @@ from a random start, next-token loss had not taught it to listen after sixty ste
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from models.checkpoints import Checkpoint, lavis_qformer, peft_lora
 from models.connectors.window_qformer import WindowQFormer
 from models.contract import SpeechLLM, SpeechLLMConfig
 from models.encoders.base import EncoderSpec
@@ -56,6 +58,21 @@ class Salmonn(SpeechLLM):
         "Tang et al., SALMONN: Towards Generic Hearing Abilities for Large Language Models, ICLR 2024, arXiv 2310.13289"
     )
     code = "bytedance/SALMONN, branch salmonn"
+    summary = "Whisper and BEATs side by side, read window by window; Vicuna with LoRA hears speech, events and music"
+    encoder_name = "Whisper-large-v2 and BEATs iter3+, frozen"
+    connector_name = "window Q-Former: 17 frames, 1 query"
+    checkpoint = Checkpoint(
+        file="salmonn_v1.pth, or salmonn_7b_v0.pth with another backbone: what runner.py saves",
+        nested=("model",),
+        renames=(
+            (r"speech_query_tokens$", "connector.query_tokens"),
+            *lavis_qformer(r"speech_Qformer\.", "connector.qformer."),
+            (r"speech_llama_proj\.", "connector.proj."),
+            (r"(ln_speech|ln_audio)\.", r"connector.\1."),
+            *peft_lora(r"llama_model\."),
+        ),
+        expects=("connector", "lora"),  # what is frozen is not in the file
+    )
     deviations: ClassVar[tuple[str, ...]] = (
         "no padding in the middle of a row",
         "activation tuning learns the conversations of the data, and is skipped without any",
@@ -100,9 +117,9 @@ class Salmonn(SpeechLLM):
         at = torch.minimum(moments[None], audio_lengths[:, None] - 1)
         return audio.gather(1, at[..., None].expand(-1, -1, audio.shape[2])), lengths
 
-    def render(self, tokenizer: PreTrainedTokenizerBase, messages: list[Message], audio: Audio) -> Rendered:
+    def render(self, tokenizer: PreTrainedTokenizerBase, messages: list[Message], clips: Sequence[Audio]) -> Rendered:
         rendered = Rendered().tokens([tokenizer.bos_token_id]).text(tokenizer, "USER: <Speech>")
-        rendered.audio(self.audio_tokens(audio.frames), filler=tokenizer.bos_token_id)
+        rendered.audio(self.audio_tokens(clips[0].frames), filler=tokenizer.bos_token_id)
         rendered.text(tokenizer, f"</Speech> {user_text(messages)}\nASSISTANT:")
         answer = answer_text(messages)
         if answer is None:

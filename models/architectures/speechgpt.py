@@ -23,6 +23,7 @@ data set at hand has spoken ones, and the unit vocoder is not part of this file.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
@@ -51,6 +52,9 @@ class SpeechGPT(SpeechLLM):
     title = "SpeechGPT"
     paper = "Zhang et al., SpeechGPT, Findings of EMNLP 2023, arXiv 2305.11000"
     code = "0nutation/SpeechGPT: speechgpt/"
+    summary = "mHuBERT units as words of LLaMA, which hears and writes them; three stages up to chain of modality"
+    encoder_name = "mHuBERT base, layer 11, frozen; 1000 units"
+    connector_name = "none: units are tokens"
     modalities = "speech units, text → speech units, text"
     cached = "units"
     loss_on_prompt = True
@@ -78,8 +82,8 @@ class SpeechGPT(SpeechLLM):
     def connect(self, features: dict[str, Tensor], lengths: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         raise TypeError("SpeechGPT has no continuous features: units are tokens")
 
-    def render(self, tokenizer: PreTrainedTokenizerBase, messages: list[Message], audio: Audio) -> Rendered:
-        spoken = self._speech(tokenizer, audio)
+    def render(self, tokenizer: PreTrainedTokenizerBase, messages: list[Message], clips: Sequence[Audio]) -> Rendered:
+        spoken = self._speech(tokenizer, clips[0])
         last = messages[-1]
         if len(messages) == 1 and last["role"] == "assistant":  # speech alone: modality adaptation
             return Rendered().tokens([tokenizer.bos_token_id]).tokens(spoken, learn=True)

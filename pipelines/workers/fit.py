@@ -13,8 +13,9 @@ from components.shards.index import read_rows
 from components.training.compute import Compute
 from components.training.fit import Fit, fit_stage, keep_fit
 from components.training.loop import Alone, StageLoop, make_stepper
+from models.preset import Preset
 from models.recipe import Stage
-from pipelines.workers.model import CachedAudio, on_device, stage_fit_key, trainable_model
+from pipelines.workers.model import audio_of, on_device, stage_fit_key, trainable_model
 
 PROBED = 512  # clips that are measured: the longest of them stand for the longest of all
 
@@ -25,7 +26,7 @@ def probe_stages(settings: dict[str, Any]) -> dict[str, dict[str, Any]]:
     rows = read_rows(settings["audio_root"]).where("split", "train")
     longest = np.argsort(-rows.table["seconds"].to_numpy(), kind="stable")[:PROBED]
     chosen = [rows[int(i)] for i in longest]
-    audio = CachedAudio(settings["inputs"])
+    hears = Preset.model_validate(settings["preset"]).recipe.hears
     found: dict[str, dict[str, Any]] = {}
     for number, (declared, _) in enumerate(settings["stages"]):
         stage = Stage.model_validate(declared)
@@ -33,7 +34,8 @@ def probe_stages(settings: dict[str, Any]) -> dict[str, dict[str, Any]]:
             continue
         model, tokenizer = on_device(trainable_model(settings))
         model.freeze(stage.train)
-        data = stage_data(stage, chosen, model, tokenizer, audio.read, settings["seed"] + number)
+        read = audio_of(settings, hears[number], model).read
+        data = stage_data(stage, chosen, model, tokenizer, read, settings["seed"] + number)
         if not (data.samples.labels > 0).any():
             continue
         model.train()

@@ -1,4 +1,4 @@
-"""What training and evaluation workers share: the model without encoders, and its inputs from the caches."""
+"""What training and evaluation workers share: the model, and its audio as cached features or as it is."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import torch
 
 from components.batching.stage_plan import lengths_only
 from components.features.store import FeatureStore
+from components.shards.index import Rows, read_rows
+from components.shards.reader import ShardReader
 from components.training.compute import Compute
 from components.training.fit import Fit, device_name, find_fit, fit_key
 from components.training.precision import compute_dtype
@@ -22,10 +24,14 @@ UNITS = "units"
 
 
 class CachedAudio:
-    """What a model takes from the feature caches, by role; the role 'units' is discrete."""
+    """What a model takes from the feature caches, by role; the role 'units' is discrete.
 
-    def __init__(self, inputs: dict[str, str]) -> None:
+    `read_roles` are those whose content decides how a sequence looks, so that measuring reads them too.
+    """
+
+    def __init__(self, inputs: dict[str, str], read_roles: tuple[str, ...] = ()) -> None:
         self.stores = {role: FeatureStore(root) for role, root in inputs.items()}
+        self.read_roles = {UNITS, *read_roles}
 
     def read(self, key: str) -> Audio:
         """Features or units of a clip."""
@@ -37,16 +43,46 @@ class CachedAudio:
         """The same in length: features are not read for it, units are, as equal neighbours may be merged."""
         if UNITS in self.stores:
             return self.read(key)
-        return Audio(lengths_only({role: store.frames(key) for role, store in self.stores.items()}))
+        known = {role: store.load(key) for role, store in self.stores.items() if role in self.read_roles}
+        frames = {role: store.frames(key) for role, store in self.stores.items() if role not in known}
+        return Audio(lengths_only(frames) | known)
+
+
+class HeardAudio:
+    """The waveforms themselves, for stages that train an encoder and those after them."""
+
+    def __init__(self, audio_root: str, rows: Rows, model: SpeechLLM) -> None:
+        self.reader, self.rows = ShardReader(audio_root), rows
+        self.encoders = {role: model.encoder(role) for role in model.encoders}
+        self.number = {key: n for n, key in enumerate(rows.table["key"].to_pylist())}
+
+    def read(self, key: str) -> Audio:
+        """The waveform of a clip, and the frames that it will give."""
+        row = self.rows[self.number[key]]
+        return Audio(waveform=torch.from_numpy(self.reader.waveform(row)), counts=self._counts(int(row["samples"])))
+
+    def measure(self, key: str) -> Audio:
+        """The frames alone."""
+        return Audio(counts=self._counts(self.rows.table["samples"][self.number[key]].as_py()))
+
+    def _counts(self, samples: int) -> dict[str, int]:
+        return {role: encoder.output_length(samples) for role, encoder in self.encoders.items()}
+
+
+def audio_of(settings: dict[str, Any], hears: bool, model: SpeechLLM) -> CachedAudio | HeardAudio:
+    """Where a stage's audio comes from; `hears` as `Recipe.hears` says."""
+    if hears:
+        return HeardAudio(settings["audio_root"], read_rows(settings["audio_root"]), model)
+    return CachedAudio(settings["inputs"], type(model).read_roles)
 
 
 def trainable_model(settings: dict[str, Any]) -> tuple[SpeechLLM, Any]:
-    """Model without encoders, and its tokenizer with the architecture's new tokens."""
+    """The model, without encoders if no stage trains them, and its tokenizer with the architecture's new tokens."""
     preset = Preset.model_validate(settings["preset"])
     architecture = load(settings["arch"])
     tokenizer = load_tokenizer(preset.backbone.tokenizer)
     tokenizer.add_tokens(architecture.added_tokens(preset))
-    return architecture.build(preset, tokenizer, encoders=False, seed=settings["seed"]), tokenizer
+    return architecture.build(preset, tokenizer, encoders=any(preset.recipe.hears), seed=settings["seed"]), tokenizer
 
 
 def on_device(built: tuple[SpeechLLM, Any]) -> tuple[SpeechLLM, Any]:

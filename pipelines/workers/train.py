@@ -20,8 +20,9 @@ from components.training.precision import compute_dtype, store_frozen
 from components.training.weights import load_weights
 from infra import storage
 from models.contract import SpeechLLM
+from models.preset import Preset
 from models.recipe import Stage
-from pipelines.workers.model import CachedAudio, on_device, stage_fit, trainable_model
+from pipelines.workers.model import audio_of, on_device, stage_fit, trainable_model
 
 PROGRESS_SECONDS = 1.0
 WEIGHTS, MANIFEST = "weights.safetensors", "manifest.json"
@@ -55,9 +56,9 @@ class Worker:
     settings: dict[str, Any]
     scheduler: RayScheduler
     compute: Compute
-    audio: CachedAudio
     rows: Rows
     stages: list[tuple[Stage, str]]
+    hears: list[bool]  # whether a stage takes the audio itself
 
     def seed(self, number: int) -> int:
         return int(self.settings["seed"]) + number
@@ -76,9 +77,9 @@ def training_loop(settings: dict[str, Any]) -> None:
         settings,
         RayScheduler(settings["progress"], tensorboard),
         compute,
-        CachedAudio(settings["inputs"]),
         read_rows(settings["audio_root"]),
         [(Stage.model_validate(stage), url) for stage, url in settings["stages"]],
+        Preset.model_validate(settings["preset"]).recipe.hears,
     )
     model, tokenizer = on_device(trainable_model(settings))
     trained: list[str] = []
@@ -100,16 +101,17 @@ def _train(worker: Worker, number: int, model: SpeechLLM, tokenizer: Any, traine
     train = worker.rows.where("split", "train")
     fit = stage_fit(worker.settings, stage)
     layout = chosen_layout(stage, model, fit.layout if fit else None)
+    audio = audio_of(worker.settings, worker.hears[number], model)
     if worker.scheduler.rank == 0:
-        publish_plan(url, stage, train, model, tokenizer, worker.audio.measure, worker.seed(number), layout)
+        publish_plan(url, stage, train, model, tokenizer, audio.measure, worker.seed(number), layout, audio.read)
     _wait_for_all(worker)
-    data = open_plan(url, stage, train, model, tokenizer, worker.audio.read)
+    data = open_plan(url, stage, train, model, tokenizer, audio.read)
     if len(data.plan):
         _store_frozen(worker, number, model)
         fitted = fit.micro_tokens if fit else 0
         compute = worker.compute.model_copy(update={"micro_tokens": worker.compute.micro_tokens or fitted})
         dev = worker.rows.where("split", "dev")
-        held_out = held_out_data(stage, dev, model, tokenizer, worker.audio.read, layout) if stage.patience else None
+        held_out = held_out_data(stage, dev, model, tokenizer, audio.read, layout) if stage.patience else None
         loop = StageLoop(stage, data, model, tokenizer, url, worker.seed(number), worker.scheduler, compute, held_out)
         trained = train_stage(loop, trained)
     elif trained and worker.scheduler.rank == 0:  # nothing to learn from: the stage hands on what it was given
@@ -136,11 +138,10 @@ def _train(worker: Worker, number: int, model: SpeechLLM, tokenizer: Any, traine
 
 def _store_frozen(worker: Worker, number: int, model: SpeechLLM) -> None:
     """Halve the memory of what no stage from here on trains."""
-    groups = model.parameter_groups()
-    later = {group for stage, _ in worker.stages[number:] for group in stage.train}
+    later = {name for stage, _ in worker.stages[number:] for name in model.trained_by(stage.train)}
     device = next(model.parameters()).device
     model.freeze(worker.stages[number][0].train)
-    store_frozen(model, compute_dtype(device, worker.compute.precision), {n for g in later for n in groups[g]})
+    store_frozen(model, compute_dtype(device, worker.compute.precision), later)
 
 
 def _wait_for_all(worker: Worker) -> None:

@@ -25,7 +25,8 @@ from components.batching.explain import (
     units_of,
 )
 from components.batching.explain_page import explain_page, show
-from models.batch import Batch, Layout, collate
+from models.batch import Batch, Layout, Pair, collate
+from models.objectives import ConnectorCTC
 from models.pretrained import load_tokenizer
 from models.recipe import Optimiser, Stage
 from models.rendering import IGNORED, Audio, Rendered
@@ -38,12 +39,12 @@ CTC = Stage(name="adaptor", train=("connector",), loss="ctc")
 EVIL = "<script>alert('1')</script>"
 
 
-def pairs_of(one: Subject, tasks: dict[str, float]) -> tuple[list[str], list[tuple[Rendered, Audio]]]:
-    return [sample.key for sample in one.samples(tasks)], one.rendered(tasks)
+def pairs_of(one: Subject, stage: Stage) -> tuple[list[str], list[Pair]]:
+    return [sample.key for sample in one.samples(stage.tasks)], one.rendered(stage)
 
 
 def explained(one: Subject, layout: Layout, stage: Stage = LM) -> tuple[Explained, Batch]:
-    keys, pairs = pairs_of(one, stage.tasks)
+    keys, pairs = pairs_of(one, stage)
     batch = collate(pairs, one.tokenizer.pad_token_id, layout)
     units = units_of(one.architecture, one.preset, one.tokenizer)
     groups = trainable_groups(one.model, stage)
@@ -69,7 +70,7 @@ def small_batch(texts: list[str], tokenizer: Any) -> Batch:
     for text in texts:
         rendered = Rendered().audio(2, tokenizer.bos_token_id).tokens([tokenizer.bos_token_id])
         rendered.text(tokenizer, text, learn=True).tokens([tokenizer.eos_token_id], learn=True)
-        pairs.append((rendered, Audio({"speech": torch.zeros(3, 4)})))
+        pairs.append((rendered, [Audio({"speech": torch.zeros(3, 4)})]))
     return collate(pairs, tokenizer.pad_token_id)
 
 
@@ -153,7 +154,7 @@ def test_a_group_has_its_own_rate_and_an_unknown_one_is_an_error(subject: Subjec
     stage = Stage(name="both", train=("lora", "llm"), groups={"lora": Optimiser(lr=3e-3)})
     rates = {group.name: group.rate for group in trainable_groups(subject.model, stage)}
     assert (rates["lora"], rates["llm"], rates["embeddings"], rates["encoder"]) == (3e-3, 1e-4, 1e-4, None)
-    with pytest.raises(ValueError, match=r"stage 'x' trains codebook, but .* has: .*lora"):
+    with pytest.raises(ValueError, match=r"no parameters in group 'codebook'; it has: .*lora"):
         trainable_groups(subject.model, Stage(name="x", train=("lora", "codebook")))
 
 
@@ -162,7 +163,7 @@ def test_ctc_lists_the_labels_that_the_loss_counts(subject: Subject) -> None:  #
         return  # units have no connector whose output could be aligned
     view, batch = explained(subject, "packed", CTC)
     ids = batch.labels[batch.labels != IGNORED].unique()
-    _, counted = subject.model(batch, vocabulary=ids, blank=subject.tokenizer.eos_token_id)
+    _, counted = subject.model(batch, ConnectorCTC(ids, subject.tokenizer.eos_token_id))
     assert view.labels == int(counted) == sum(len(row["text"]) + 1 for row in ROWS)
     assert sum(token.weight for token in tokens_of(view)) == pytest.approx(1.0)
     texts = ["".join(each.labels).replace("␣", " ") for each in view.alignments]
@@ -212,7 +213,7 @@ def test_a_rank_whose_labels_are_masked_shows_no_weight() -> None:
 
 def test_first_token_of_a_packed_sample_is_never_learnt_even_with_a_label() -> None:
     rendered = [Rendered().tokens([10, 11, 12], learn=True) for _ in range(2)]
-    batch = collate([(each, Audio()) for each in rendered], 0, "packed")
+    batch = collate([(each, []) for each in rendered], 0, "packed")
     view = explain_batch(batch, byte_tokenizer(), ["a", "b"], batch.label_tokens, stage=LM)
     assert [token.label is not None for token in view.rows[0]] == [False, True, True, False, True, True]
     assert view.labels == batch.label_tokens == 4 and view.lengths == []
@@ -223,7 +224,7 @@ def test_text_only_samples_between_clips_keep_the_numbers_of_clips() -> None:
     spoken = Rendered().audio(2, 1).text(tokenizer, "a", learn=True)
     written = Rendered().text(tokenizer, "ab", learn=True)
     clips = [Audio({"speech": torch.zeros(frames, 4)}) for frames in (3, 5)]
-    batch = collate([(spoken, clips[0]), (written, Audio()), (spoken, clips[1])], 0)
+    batch = collate([(spoken, [clips[0]]), (written, []), (spoken, [clips[1]])], 0)
     view = explain_batch(batch, tokenizer, ["x", "y", "z"], 4, stage=LM)
     assert [(c.key, c.segment, c.frames["speech"], c.tokens) for c in view.lengths] == [("x", 1, 3, 2), ("z", 3, 5, 2)]
     assert [token.text for token in view.rows[2][:2]] == ["♪2·1", "♪2·2"]
@@ -237,7 +238,7 @@ def test_what_does_not_fit_is_an_error() -> None:
     with pytest.raises(ValueError, match="4 labels in a part of a global batch that has 3"):
         explain_batch(batch, tokenizer, ["a", "b"], 3, stage=LM)
     batch.lengths.clear()
-    with pytest.raises(ValueError, match="2 samples have audio positions, but the batch holds features of 0 clips"):
+    with pytest.raises(ValueError, match="places for 2 clips, but the batch holds 0"):
         explain_batch(batch, tokenizer, ["a", "b"], 4, stage=LM)
 
 

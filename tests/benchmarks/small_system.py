@@ -135,4 +135,4 @@ def batches_of(
     order = np.arange(steps * size, dtype=np.int32)
     starts = np.arange(steps + 1, dtype=np.int64) * size
     plan = Plan(order, starts, np.zeros(steps, dtype=np.int32), np.zeros(0, dtype=np.int32), "packed")
-    return StageData(stage, rows, data.samples, plan, read, data.render, data.pad_id)
+    return StageData(stage, rows, data.samples, plan, read, data.render, data.pad_id, data.examples)

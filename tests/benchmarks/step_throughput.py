@@ -41,10 +41,10 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from components.batching.loader import StageData
 from components.training.loop import Alone, StageLoop, train_stage
-from models.batch import Batch, collate, padded
+from models.batch import Batch, Pair, collate, padded
 from models.contract import SpeechLLM
 from models.recipe import Optimiser, Stage
-from models.rendering import Audio, Rendered
+from models.rendering import Audio
 
 BAR = 2.0
 CLIPS = 8  # in a batch
@@ -105,7 +105,7 @@ class PaddedSpeechLLM(nn.Module):
             rows.features = {"speech": padded([clip.bfloat16() for clip in frames])}
             rows.lengths = {"speech": torch.tensor([len(clip) for clip in frames])}
         made = self.model.llm(
-            inputs_embeds=self.model.embed(rows), attention_mask=(rows.segments > 0).long(), labels=rows.labels
+            inputs_embeds=self.model.embed(rows)[0], attention_mask=(rows.segments > 0).long(), labels=rows.labels
         )
         return {"loss": made.loss}
 
@@ -113,7 +113,7 @@ class PaddedSpeechLLM(nn.Module):
 def pad_collator(items: list[dict[str, Any]], pad_id: int) -> dict[str, Any]:
     """Rows padded on the right to the longest of the batch."""
     live = "waveform" in items[0]
-    pairs: list[tuple[Rendered, Audio]] = [(item["rendered"], Audio() if live else item["audio"]) for item in items]
+    pairs: list[Pair] = [(item["rendered"], [Audio() if live else item["audio"]]) for item in items]
     batch = collate(pairs, pad_id, "right")
     collated: dict[str, Any] = {"batch": {f.name: getattr(batch, f.name) for f in fields(batch)}}
     return collated | ({"waveforms": [item["waveform"] for item in items]} if live else {})
@@ -180,7 +180,7 @@ def prepared(system: System, steps: int) -> tuple[StageData, dict[str, list[dict
     items: dict[str, list[dict[str, Any]]] = {"live": [], "cached": []}
     for number, row in enumerate(rows):
         audio = audios[row["key"]]
-        rendered = data.render(data.sample(number), audio)
+        rendered = data.render(data.sample(number), [audio])
         items["live"].append({"rendered": rendered, "waveform": waveforms[row["key"]]})
         items["cached"].append({"rendered": rendered, "audio": audio})
     return data, items, source

@@ -9,12 +9,17 @@ import pytest
 import torch
 from torch import Tensor
 
+from components.batching.loader import StageData, stage_data, stage_examples
+from components.batching.measure import ReadAudio, stage_samples
+from components.curriculum.examples import Examples
 from components.curriculum.tasks import TaskSample, select
 from models.architectures import load, names
+from models.batch import Pair
 from models.contract import SpeechLLM
 from models.preset import Preset
 from models.pretrained import load_tokenizer
-from models.rendering import Audio, Rendered
+from models.recipe import Stage
+from models.rendering import Audio
 
 ROWS = [
     {
@@ -49,13 +54,35 @@ class Subject:
     def samples(self, tasks: dict[str, float]) -> list[TaskSample]:
         return select(ROWS, tasks)
 
-    def rendered(self, tasks: dict[str, float]) -> list[tuple[Rendered, Audio]]:
-        pairs = []
-        for sample in self.samples(tasks):
-            audio = self.audios[sample.key]
-            rendered = self.model.render(self.tokenizer, list(sample.messages), audio)
-            pairs.append((rendered, audio if rendered.audio_at else Audio()))
+    def rendered(self, stage: Stage) -> list[Pair]:
+        """All samples of a stage as it would train on them."""
+        read = self.read(stage)
+        pairs: list[Pair] = []
+        for row in ROWS:
+            for sample in stage_samples(stage, row, self.examples(stage)):
+                clips = [read(key) for key in sample.keys]
+                pairs.append((self.model.render(self.tokenizer, list(sample.messages), clips), clips))
         return pairs
+
+    def examples(self, stage: Stage) -> Examples:
+        return stage_examples(stage, ROWS, self.model, self.audios.__getitem__)
+
+    def read(self, stage: Stage) -> ReadAudio:
+        """Where a stage's audio comes from; stages that are not in the recipe take features."""
+        recipe = self.preset.recipe
+        hears = stage in recipe.stages and recipe.hears[recipe.stages.index(stage)]
+        return (self.heard() if hears else self.audios).__getitem__
+
+    def data(self, stage: Stage, seed: int = 0, rows: list[dict[str, Any]] = ROWS) -> StageData:
+        return stage_data(stage, rows, self.model, self.tokenizer, self.read(stage), seed)
+
+    def heard(self) -> dict[str, Audio]:
+        """The same clips as a stage that trains an encoder gets them."""
+        encoders = {role: self.model.encoder(role) for role in self.model.encoders}
+        return {
+            key: Audio(waveform=wave, counts={role: e.output_length(len(wave)) for role, e in encoders.items()})
+            for key, wave in zip(self.audios, self.waveforms, strict=True)
+        }
 
 
 @pytest.fixture(params=names())
