@@ -1,4 +1,4 @@
-"""Window-level Q-Former over two frame streams: the connector of SALMONN (arXiv 2310.13289, section 3.1)."""
+"""Window-level Q-Former over frame streams: the connector of SALMONN (arXiv 2310.13289, section 3.1) and COSMIC."""
 
 from __future__ import annotations
 
@@ -6,22 +6,42 @@ import torch
 from torch import Tensor, nn
 from transformers import Blip2QFormerConfig, Blip2QFormerModel
 
+from models.connectors.frames import group_count, grouped, zero_behind
+from models.encoders.loading import valid_mask
+
 
 class WindowQFormer(nn.Module):
     """LayerNorm each stream, concatenate by frame, cut into windows, let learned queries read each window.
 
-    The shorter stream is zero-padded after its LayerNorm, windows do not overlap and the last partial one is
+    A shorter stream is zero-padded after its LayerNorm, windows do not overlap and the last partial one is
     dropped (a clip shorter than a window is zero-padded to one). The Q-Former is BERT-shaped with
     cross-attention in every layer and starts from random weights; transformers' BLIP-2 module has no text branch.
+
+    SALMONN has two streams (Whisper and BEATs, LayerNorms `ln_speech` and `ln_audio`), COSMIC (arXiv 2311.02248) one.
+    Raises ValueError if `streams` does not name every width.
     """
 
+    ln_speech: nn.LayerNorm
+    ln_audio: nn.LayerNorm  # with two streams
+
     def __init__(
-        self, widths: tuple[int, int], window: int, queries: int, layers: int, hidden: int, heads: int, out: int
+        self,
+        widths: tuple[int, ...],
+        window: int,
+        queries: int,
+        layers: int,
+        hidden: int,
+        heads: int,
+        out: int,
+        streams: tuple[str, ...] = ("speech", "audio"),
     ) -> None:
         super().__init__()
+        if not 1 <= len(widths) <= len(streams):
+            raise ValueError(f"{len(widths)} widths, but names for {len(streams)} streams: {', '.join(streams)}")
         self.window = window
-        self.ln_speech = nn.LayerNorm(widths[0])
-        self.ln_audio = nn.LayerNorm(widths[1])
+        self.streams = streams[: len(widths)]
+        for name, width in zip(self.streams, widths, strict=True):
+            self.add_module(f"ln_{name}", nn.LayerNorm(width))
         self.query_tokens = nn.Parameter(torch.empty(1, queries, hidden).normal_(std=0.02))
         self.qformer = Blip2QFormerModel(
             Blip2QFormerConfig(
@@ -35,34 +55,34 @@ class WindowQFormer(nn.Module):
         )
         self.proj = nn.Linear(hidden, out)
 
-    def tokens(self, speech_frames: int, audio_frames: int) -> int:
-        return max(1, max(speech_frames, audio_frames) // self.window) * self.query_tokens.shape[1]
+    def tokens(self, *frames: int) -> int:
+        """From the frames of each stream."""
+        return group_count(max(frames), self.window) * self.query_tokens.shape[1]
 
-    def forward(
-        self, speech: Tensor, audio: Tensor, speech_lengths: Tensor, audio_lengths: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """`(clips, frames, width)` and `(clips,)` of both streams → `(clips, tokens, out)`, `(clips,)`."""
-        lengths = torch.maximum(speech_lengths, audio_lengths)
-        counts = (lengths // self.window).clamp(min=1)
+    def forward(self, *frames_and_lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """`(clips, frames, width)` of each stream, then `(clips,)` of each → `(clips, tokens, out)`, `(clips,)`.
+
+        Raises ValueError unless there are frames and lengths for each stream.
+        """
+        if len(frames_and_lengths) != 2 * len(self.streams):
+            names = ", ".join(self.streams)
+            raise ValueError(f"wanted frames, then lengths, of {names}; got {len(frames_and_lengths)} tensors")
+        frames, lengths = frames_and_lengths[: len(self.streams)], frames_and_lengths[len(self.streams) :]
+        counts = group_count(torch.stack(lengths).amax(0), self.window)
         windows = int(counts.max())
-        joined = torch.cat(
-            [
-                _normalised(self.ln_speech, speech, speech_lengths, windows * self.window),
-                _normalised(self.ln_audio, audio, audio_lengths, windows * self.window),
-            ],
-            dim=-1,
-        )
-        valid = torch.arange(windows, device=joined.device)[None] < counts[:, None]
-        windowed = joined.reshape(len(joined), windows, self.window, -1)[valid]  # (all windows, window, width)
-        queries = self.query_tokens.expand(len(windowed), -1, -1)
-        read = self.qformer(query_embeds=queries, encoder_hidden_states=windowed).last_hidden_state
-        tokens = joined.new_zeros(len(joined), windows, self.query_tokens.shape[1], self.proj.out_features)
-        tokens[valid] = self.proj(read).to(tokens.dtype)
-        return tokens.flatten(1, 2), counts * self.query_tokens.shape[1]
+        valid = valid_mask(counts, windows)
+        cut = [self._cut(*stream, windows) for stream in zip(self.streams, frames, lengths, strict=True)]
+        read = self._read(torch.cat(cut, dim=-1)[valid])
+        tokens = read.new_zeros(*valid.shape, *read.shape[1:])
+        tokens[valid] = read
+        return tokens.flatten(1, 2), counts * read.shape[1]
 
+    def _cut(self, stream: str, frames: Tensor, lengths: Tensor, windows: int) -> Tensor:
+        """LayerNorm, then zeros behind each clip's end: its bias must not leak into padding."""
+        norm = self.get_submodule(f"ln_{stream}")
+        return grouped(zero_behind(norm(frames), lengths), self.window, windows)
 
-def _normalised(norm: nn.LayerNorm, frames: Tensor, lengths: Tensor, target: int) -> Tensor:
-    """LayerNorm, then zeros behind each clip's end (its bias must not leak into padding), cut or padded to `target`."""
-    valid = torch.arange(frames.shape[1], device=frames.device)[None] < lengths[:, None]
-    normalised = norm(frames) * valid[..., None]
-    return nn.functional.pad(normalised, (0, 0, 0, max(0, target - frames.shape[1])))[:, :target]
+    def _read(self, windows: Tensor) -> Tensor:
+        """The queries' answers, projected, `(windows, frames, width)` → `(windows, queries, out)`."""
+        queries = self.query_tokens.expand(len(windows), -1, -1)
+        return self.proj(self.qformer(query_embeds=queries, encoder_hidden_states=windows).last_hidden_state)  # type: ignore[no-any-return]
