@@ -45,8 +45,11 @@ class RunConfig(Declared):
     eval_clips: int = Field(0, ge=0, description="evaluate at most this many clips; 0 = all")
     baseline_clips: int = Field(0, ge=0, description="the untrained model answers at most this many of them; 0 = all")
     eval_task: str | None = Field(
-        None, description="task to evaluate; default: asr if there are transcripts, else the first label"
+        None,
+        description="tasks to evaluate, with commas: asr,labels; default: asr if there are transcripts, else the first "
+        "label",
     )
+    eval_options: bool = Field(True, description="label tasks: also compare the likelihoods of all labels")
     name: str | None = Field(None, description="registered model name; default: <arch>-<dataset>")
     alias: str = Field("candidate", description="alias of the registered version")
     tracking_uri: str | None = Field(

@@ -56,9 +56,9 @@ def evaluate_model(work: Workspace) -> StageReport:
         raise NotThere(
             "the model is not trained with these settings: run `earloom train` first, or `earloom run` for all"
         )
-    task_name = work.config.eval_task or _main_task(rows)
+    tasks = _tasks(work, rows)
     console.print(
-        f"  evaluate: {len(rows)} clips of split {work.config.split}, task {task_name}, before and after training"
+        f"  evaluate: {len(rows)} clips of split {work.config.split}, {', '.join(tasks)}, before and after training"
     )
     settings = {
         "arch": work.config.arch,
@@ -67,7 +67,8 @@ def evaluate_model(work: Workspace) -> StageReport:
         "inputs": work.model_inputs,
         "weights": storage.join(work.stages[-1][1], "weights.safetensors"),
         "rows": rows,
-        "task": task_name,
+        "tasks": tasks,
+        "options": work.config.eval_options,
         "audio_root": work.audio_root,
         "threads": work.config.cores(),
         "baseline": work.config.baseline_clips,
@@ -106,7 +107,8 @@ def read_hypotheses(work: Workspace) -> list[Hypothesis]:
 
 def _held_out(work: Workspace) -> list[dict[str, Any]]:
     rows = [row for row in read_rows(work.audio_root) if row["split"] == work.config.split]
-    usable = [row for row in rows if samples_of(row, work.config.eval_task or _main_task(rows))] if rows else []
+    tasks = _tasks(work, rows)
+    usable = [row for row in rows if any(samples_of(row, task) for task in tasks)]
     if not usable:
         raise NotThere(
             f"split {work.config.split!r} has no clip with a reference; set split=… or eval_task=…; "
@@ -114,6 +116,11 @@ def _held_out(work: Workspace) -> list[dict[str, Any]]:
         )
     step = max(1, len(usable) // work.config.eval_clips) if work.config.eval_clips else 1
     return usable[::step][: work.config.eval_clips or None]
+
+
+def _tasks(work: Workspace, rows: list[dict[str, Any]]) -> list[str]:
+    asked = work.config.eval_task
+    return [task.strip() for task in asked.split(",")] if asked else [_main_task(rows)]
 
 
 def _main_task(rows: list[dict[str, Any]]) -> str:

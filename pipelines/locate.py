@@ -171,6 +171,7 @@ class Workspace:
             self.config.eval_clips,
             self.config.baseline_clips,
             self.config.eval_task,
+            self.config.eval_options,
         ]
         return storage.join(self.config.lake, "runs", self.config.arch, f"{self.dataset}-{digest(judged)[:12]}")
 

@@ -36,7 +36,7 @@ def answer_all(
     device = next(model.parameters()).device
     answers = [""] * len(rendered)
     done = 0
-    for rows in _batches(order, [len(r) for r in rendered]):
+    for rows in batches_of(order, [len(r) for r in rendered]):
         limit = min(
             decoding.max_new_tokens, round(SPARE_TOKENS + decoding.tokens_per_second * max(seconds[i] for i in rows))
         )
@@ -59,7 +59,8 @@ def answer(
     return answer_all(model, tokenizer, [prompt], [model.listen([waveform])], [len(waveform) / 16_000], decoding)[0]
 
 
-def _batches(order: list[int], lengths: list[int]) -> list[list[int]]:
+def batches_of(order: Sequence[int], lengths: Sequence[int]) -> list[list[int]]:
+    """Neighbours in `order` (shortest first) whose padded rows are at most `BATCH_TOKENS` tokens."""
     batches: list[list[int]] = []
     for i in order:
         if batches and lengths[i] * (len(batches[-1]) + 1) <= BATCH_TOKENS:

@@ -37,6 +37,7 @@ class Hypothesis(BaseModel):
     hypothesis: str
     seconds: float = 0.0
     before: str | None = None
+    choice: str | None = None  # label tasks: the likeliest of the known labels
 
 
 class Rates(BaseModel):
@@ -51,6 +52,7 @@ class Rates(BaseModel):
     wer: float | None
     cer: float | None
     exact: float
+    choice: float | None  # share of clips whose likeliest label is right; None where labels were not compared
     majority: float  # exact share of always answering the most frequent reference
     majority_answer: str
     substitutions: int  # these three in words, or in characters where there are no words
@@ -90,6 +92,7 @@ class _Counts(NamedTuple):
     characters: int
     character_edits: tuple[int, int, int]
     exact: bool
+    choice: bool | None
     reference: str
     seconds: float
 
@@ -106,7 +109,8 @@ def score(hypotheses: Sequence[Hypothesis]) -> Scores:
 
 def score_before(hypotheses: Sequence[Hypothesis]) -> Scores | None:
     """The same for the answers that were given before training; None if no clip has one."""
-    rows = [row.model_copy(update={"hypothesis": row.before}) for row in hypotheses if row.before is not None]
+    answered = [row for row in hypotheses if row.before is not None]
+    rows = [row.model_copy(update={"hypothesis": row.before, "choice": None}) for row in answered]
     return score(rows) if rows else None
 
 
@@ -134,6 +138,7 @@ def flat(scores: Scores) -> dict[str, float]:
     for task, result in scores.tasks.items():
         for split, rates in result.by_split.items():
             values = {"wer": rates.wer, "cer": rates.cer, "accuracy": rates.exact, "majority": rates.majority}
+            values |= {"choice": rates.choice}
             rows |= {f"{task}/{split}/{name}": value for name, value in values.items() if value is not None}
             rows[f"{task}/{split}/clips"] = float(rates.n)
     return rows
@@ -206,6 +211,7 @@ def _count(rows: Sequence[Hypothesis]) -> list[_Counts]:
                 characters=len(reference),
                 character_edits=character,
                 exact=reference == answer,
+                choice=None if row.choice is None else normalise(row.choice, row.language) == reference,
                 reference=reference,
                 seconds=row.seconds,
             )
@@ -240,6 +246,7 @@ def _rates(counts: Sequence[_Counts], metric: Metric) -> Rates:
         wer=sum(word_edits) / words if words else None,
         cer=sum(character_edits) / characters if characters else None,
         exact=sum(count.exact for count in counts) / len(counts),
+        choice=None if any(count.choice is None for count in counts) else sum(map(_chosen, counts)) / len(counts),
         majority=frequent / len(counts),
         majority_answer=answer,
         substitutions=shown[0],
@@ -247,6 +254,10 @@ def _rates(counts: Sequence[_Counts], metric: Metric) -> Rates:
         insertions=shown[2],
         interval=_interval(counts, metric),
     )
+
+
+def _chosen(count: _Counts) -> bool:
+    return bool(count.choice)
 
 
 def _interval(counts: Sequence[_Counts], metric: Metric) -> tuple[float, float] | None:

@@ -88,13 +88,14 @@ def _rates_rows(groups: Sequence[tuple[str, dict[str, Rates]]], metric: Metric) 
 
 def _columns(metric: Metric) -> list[str]:
     if metric == "exact":
-        return ["accuracy", "most frequent label", "its share"]
+        return ["accuracy", "likeliest label right", "most frequent label", "its share"]
     return ["WER", "CER", "exact", "subst.", "deleted", "inserted"]
 
 
 def _cells(rates: Rates, metric: Metric) -> list[str]:
     if metric == "exact":
-        return [percent(rates.exact), rates.majority_answer or "–", percent(rates.majority)]
+        choice = "–" if rates.choice is None else percent(rates.choice)
+        return [percent(rates.exact), choice, rates.majority_answer or "–", percent(rates.majority)]
     edits = [str(rates.substitutions), str(rates.deletions), str(rates.insertions)]
     return [percent(rates.wer), percent(rates.cer), percent(rates.exact), *edits]
 

@@ -11,19 +11,21 @@ from components.batching.measure import ReadAudio
 from components.curriculum.examples import Examples
 from components.curriculum.tasks import TaskSample, samples_of
 from components.evaluation.answer import answer_all
+from components.evaluation.options import choose, options_of
 from components.shards.index import read_rows
 from components.training.weights import load_weights
 from models.contract import SpeechLLM
 from models.preset import Preset
 from models.recipe import Decoding
+from models.rendering import Audio
 from pipelines.workers.model import audio_of, trainable_model
 
 
 def answer_clips(settings: dict[str, Any]) -> list[dict[str, Any]]:
     """Answers of the untrained and of the trained model to the same clips, as records of hypotheses.
 
-    Settings: arch, preset, seed, inputs, audio_root, weights (of the last stage), rows (of the index), task, threads,
-    baseline (how many clips the untrained model answers at most, 0 = all).
+    Settings: arch, preset, seed, inputs, audio_root, weights (of the last stage), rows (of the index), tasks, threads,
+    baseline (how many clips the untrained model answers at most, 0 = all), options (compare the labels' likelihoods).
     """
     torch.set_num_threads(settings["threads"])
     model, tokenizer = trainable_model(settings)
@@ -31,7 +33,7 @@ def answer_clips(settings: dict[str, Any]) -> list[dict[str, Any]]:
     read = audio_of(settings, recipe.hears[-1], model).read
     decoding = recipe.decoding
     examples = _examples(settings, decoding, model, read)
-    samples = [(row, sample) for row in settings["rows"] for sample in _asked(row, settings["task"], examples)]
+    samples = [(row, sample) for row in settings["rows"] for sample in _asked(row, settings["tasks"], examples)]
     prompts, seconds = [sample.prompt() for _, sample in samples], [row["seconds"] for row, _ in samples]
     audios = [[read(key) for key in sample.keys] for _, sample in samples]
     asked = _spread(len(samples), settings["baseline"])
@@ -41,6 +43,7 @@ def answer_clips(settings: dict[str, Any]) -> list[dict[str, Any]]:
     before = dict(zip(asked, untrained, strict=True))
     load_weights(settings["weights"], model)
     after = answer_all(model, tokenizer, prompts, audios, seconds, decoding)
+    chosen = _choices(settings, model, tokenizer, samples, audios)
     return [
         {
             "key": sample.key,
@@ -51,15 +54,35 @@ def answer_clips(settings: dict[str, Any]) -> list[dict[str, Any]]:
             "reference": sample.reference,
             "hypothesis": now,
             "before": before.get(i),
+            "choice": chosen.get(i),
             "seconds": row["seconds"],
         }
         for i, ((row, sample), now) in enumerate(zip(samples, after, strict=True))
     ]
 
 
-def _asked(row: dict[str, Any], task: str, examples: Examples) -> list[TaskSample]:
-    """The task's samples of a row, behind the examples that the decoding asks for."""
-    return [s for made in samples_of(row, task) for s in samples_of(row, made.task, 1, examples.of(row, made.task))]
+def _asked(row: dict[str, Any], tasks: list[str], examples: Examples) -> list[TaskSample]:
+    """The tasks' samples of a row, behind the examples that the decoding asks for."""
+    found = [made.task for task in tasks for made in samples_of(row, task)]
+    return [sample for task in found for sample in samples_of(row, task, 1, examples.of(row, task))]
+
+
+def _choices(
+    settings: dict[str, Any],
+    model: SpeechLLM,
+    tokenizer: Any,
+    samples: list[tuple[dict[str, Any], TaskSample]],
+    audios: list[list[Audio]],
+) -> dict[int, str]:
+    """Number of a sample -> the likeliest of its task's labels, which are those of the train split."""
+    train = read_rows(settings["audio_root"]).where("split", "train")
+    found: dict[int, str] = {}
+    for task in dict.fromkeys(sample.task for _, sample in samples):
+        options = options_of(train, task) if settings["options"] else []
+        asked = [i for i, (_, sample) in enumerate(samples) if sample.task == task and options]
+        prompts, clips = [samples[i][1].prompt() for i in asked], [audios[i] for i in asked]
+        found |= dict(zip(asked, choose(model, tokenizer, prompts, clips, options) if asked else [], strict=True))
+    return found
 
 
 def _examples(settings: dict[str, Any], decoding: Decoding, model: SpeechLLM, read: ReadAudio) -> Examples:
