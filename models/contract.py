@@ -23,6 +23,7 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, PreTrain
 
 from models import attention, encoder_decoder
 from models.batch import Batch
+from models.checkpoints import Checkpoint
 from models.encoders import build_encoder
 from models.encoders.base import AudioEncoder
 from models.groups import grouped, names_of
@@ -58,11 +59,12 @@ class SpeechLLMConfig(PreTrainedConfig):
 class SpeechLLM(PreTrainedModel):
     """Base of the architectures; a file of `models/architectures/` holds exactly one subclass.
 
-    Class attributes: `title`, `paper` (citation), `code` (official repository or 'none'), `modalities`, `cached`
-    (what a feature cache holds), `loss_on_prompt` (the paper's loss covers more than the answer), `deviations` (lines
-    that the model card repeats), `spliced` (audio takes positions of the sequence), `exact_tokens` (`audio_tokens` is
-    what a clip takes, not the most that it can take), `several_clips` (a conversation may have several), `read_roles`
-    (roles whose content, not length alone, decides a sequence).
+    Class attributes: `title`, `paper` (citation), `code` (official repository or 'none'), `modalities`; `summary`,
+    `encoder_name`, `connector_name` (short texts for the table of systems); `deviations` (lines that the model card
+    repeats); `checkpoint` (how the official one maps to this, if there is one); `cached` (what a feature cache holds);
+    `loss_on_prompt` (the paper's loss covers more than the answer); `spliced` (audio takes positions of the sequence);
+    `exact_tokens` (`audio_tokens` is what a clip takes, not the most that it can take); `several_clips` (a conversation
+    may have several); `read_roles` (roles whose content, not length alone, decides a sequence).
     """
 
     config_class = SpeechLLMConfig
@@ -74,6 +76,10 @@ class SpeechLLM(PreTrainedModel):
     cached: ClassVar[Literal["features", "units"]] = "features"
     loss_on_prompt: ClassVar[bool] = False
     deviations: ClassVar[tuple[str, ...]] = ()
+    summary: ClassVar[str] = ""
+    encoder_name: ClassVar[str] = ""
+    connector_name: ClassVar[str] = ""
+    checkpoint: ClassVar[Checkpoint | None] = None
     spliced: ClassVar[bool] = True
     exact_tokens: ClassVar[bool] = True
     several_clips: ClassVar[bool] = False

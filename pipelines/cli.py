@@ -247,12 +247,42 @@ def listen(
     typer.echo(answer(model, file, question, Workspace(config).tracking_uri))
 
 
-@app.command(epilog="Example: earloom architectures")
-def architectures() -> None:
+@app.command(epilog="Example: earloom architectures --markdown")
+def architectures(
+    markdown: Annotated[bool, typer.Option("--markdown", help="All systems of the list, as a Markdown table.")] = False,
+    into: Annotated[str | None, typer.Option(help="Put that table into this document, between its two marks.")] = None,
+) -> None:
     """The architectures that can be run, with their sizes as published."""
-    from pipelines.catalogue import show_architectures
+    from pathlib import Path
 
-    show_architectures()
+    from pipelines import catalogue
+
+    if into is not None:
+        catalogue.write_markdown(Path(into))
+    elif markdown:
+        typer.echo(catalogue.markdown())
+    else:
+        catalogue.show_architectures()
+
+
+@app.command("import-checkpoint", epilog="Example: earloom import-checkpoint salmonn salmonn_v1.pth --check")
+def import_checkpoint(
+    name: Annotated[str, typer.Argument(help="Architecture.")],
+    file: Annotated[str, typer.Argument(help="The official file, or a folder with it or with its shards.")],
+    to: Annotated[str | None, typer.Option(help="Folder to write. Default: ./NAME-imported")] = None,
+    preset: Annotated[str, typer.Option(help="paper, small or tiny: whose sizes the file has.")] = "paper",
+    backbone: Annotated[str | None, typer.Option(help="Another backbone: a hub id or folder.")] = None,
+    check: Annotated[bool, typer.Option("--check", help="Only compare names and shapes: loads no weights.")] = False,
+    settings: Settings = None,
+) -> None:
+    """Official weights → a transformers folder of ours, with every tensor accounted for. Start with --check.
+
+    Without it the preset's pretrained parts are loaded too; say where those are that no hub has, as in
+    encoders.audio.weights=BEATs_iter3_plus_AS2M_finetuned_on_AS2M_cpt2.pt
+    """
+    from pipelines.importing import import_checkpoint as imported
+
+    imported(name, file, to, preset, backbone, settings, check)
 
 
 @recipes.command("show", epilog="Example: earloom recipe show funasr_llm --preset paper > my.yaml")

@@ -37,4 +37,4 @@ def build_encoder(spec: EncoderSpec) -> AudioEncoder:
     return encoder
 
 
-__all__ = ["ENCODERS", "AudioEncoder", "EncoderSpec", "build_encoder"]
+__all__ = ["ENCODERS", "AudioEncoder", "EncoderSpec", "LayeredEncoder", "build_encoder"]

@@ -194,7 +194,7 @@ class BeatsEncoder(AudioEncoder):
         self.width = config.encoder_embed_dim
         self.patch = config.input_patch_size
         self.shortest = FFT + (self.patch - 1) * HOP
-        self.frame_rate = SAMPLE_RATE / HOP / self.patch * (BINS // self.patch) / spec.pool
+        self.frame_rate = spec.pooled_rate(SAMPLE_RATE / HOP / self.patch * (BINS // self.patch))
         with seeded(spec.seed):
             self.layers = Layers(config)
         if weights is not None:

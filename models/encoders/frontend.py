@@ -12,16 +12,17 @@ from transformers.audio_utils import mel_filter_bank
 
 SAMPLE_RATE = 16_000
 FFT, HOP = 400, 160
-KALDI_FFT = 512
+KALDI_FFT = NEMO_FFT = 512
 KALDI_LOW = 20.0
 PREEMPHASIS = 0.97
 EPSILON = torch.finfo(torch.float32).eps
+NEMO_ZERO, NEMO_EPSILON = 2.0**-24, 1e-5
 
 
 @lru_cache(maxsize=16)
-def whisper_filters(bins: int, device: torch.device) -> Tensor:
-    """Slaney mel filters, `(bins, 201)`."""
-    filters = mel_filter_bank(FFT // 2 + 1, bins, 0.0, SAMPLE_RATE / 2, SAMPLE_RATE, norm="slaney", mel_scale="slaney")
+def slaney_filters(bins: int, device: torch.device, size: int = FFT) -> Tensor:
+    """Slaney mel filters from 0 to 8 kHz over a transform of `size` points, `(bins, size // 2 + 1)`."""
+    filters = mel_filter_bank(size // 2 + 1, bins, 0.0, SAMPLE_RATE / 2, SAMPLE_RATE, norm="slaney", mel_scale="slaney")
     return torch.from_numpy(filters.T.copy()).float().to(device)
 
 
@@ -33,7 +34,7 @@ def log_mel(waveforms: Tensor, bins: int = 80) -> Tensor:
     """
     window = torch.hann_window(FFT, device=waveforms.device)
     spectrum = torch.stft(waveforms, FFT, HOP, window=window, return_complex=True)[..., :-1]
-    power = whisper_filters(bins, waveforms.device) @ spectrum.abs().square()
+    power = slaney_filters(bins, waveforms.device) @ spectrum.abs().square()
     logarithm = power.clamp_min(1e-10).log10()
     floor = logarithm.amax((-2, -1), keepdim=True) - 8.0
     return (torch.maximum(logarithm, floor) + 4.0) / 4.0
@@ -81,3 +82,20 @@ def kaldi_fbank(waveform: Tensor, bins: int = 128) -> Tensor:
     power = torch.fft.rfft(frames * povey, KALDI_FFT).abs().square()
     banks: Tensor = power @ kaldi_filters(bins, waveform.device).T
     return banks.clamp_min(EPSILON).log()
+
+
+def nemo_mel(waveform: Tensor, bins: int = 80) -> Tensor:
+    """NeMo's normalised log-mel of one clip, `(samples,)` → `(samples // 160, bins)`; at least 320 samples.
+
+    Pre-emphasis 0.97 over the clip, symmetric Hann window of 25 ms every 10 ms in 512 points with zeros at the ends,
+    natural log of Slaney mel power + 2^-24, then zero mean and unit variance of each bin over the clip. Source:
+    transformers' ParakeetFeatureExtractor.
+    """
+    waveform = torch.cat([waveform[:1], waveform[1:] - PREEMPHASIS * waveform[:-1]])
+    window = torch.hann_window(FFT, periodic=False, device=waveform.device)
+    spectrum = torch.stft(
+        waveform, NEMO_FFT, HOP, win_length=FFT, window=window, pad_mode="constant", return_complex=True
+    )
+    power = slaney_filters(bins, waveform.device, NEMO_FFT) @ spectrum[:, : len(waveform) // HOP].abs().square()
+    logarithm = (power + NEMO_ZERO).log().T
+    return (logarithm - logarithm.mean(dim=0)) / (logarithm.std(dim=0) + NEMO_EPSILON)

@@ -10,6 +10,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from models.encoders.base import EncoderSpec
+
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object; {} if the file is missing. Raises ValueError, naming the file, if it is broken."""
@@ -64,6 +66,13 @@ def check_layer(layer: int | None, layers: int) -> None:
     """Raises ValueError if the kept layer is not one of the encoder's."""
     if layer is not None and not 1 <= layer <= layers:
         raise ValueError(f"layer must lie between 1 and {layers}, the encoder's layers, or be empty; got {layer}")
+
+
+def check_layers(spec: EncoderSpec, layers: int) -> None:
+    """Raises ValueError if a hidden layer that is kept, one or several, is not one of the encoder's."""
+    check_layer(spec.layer, layers)
+    if spec.layers and spec.layers[-1] > layers:
+        raise ValueError(f"layers must lie between 0 and {layers}, the encoder's layers; got {spec.layers}")
 
 
 def valid_mask(counts: Tensor, size: int) -> Tensor:

@@ -6,6 +6,7 @@ time axis, so a padded clip would differ from one alone: here it is computed ove
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -14,8 +15,8 @@ from torch.nn import functional
 from transformers import MoonshineConfig
 from transformers.models.moonshine.modeling_moonshine import MoonshineEncoder as Layers
 
-from models.encoders.base import SAMPLE_RATE, AudioEncoder, EncoderSpec
-from models.encoders.loading import attention_bias, check_layer, fill, load_weights, read_json, valid_mask
+from models.encoders.base import SAMPLE_RATE, EncoderSpec, LayeredEncoder, run_blocks
+from models.encoders.loading import attention_bias, check_layers, fill, load_weights, read_json, valid_mask
 from models.pretrained import resolve, seeded
 
 CONVOLUTIONS = ((127, 64), (7, 3), (3, 2))
@@ -28,17 +29,17 @@ def convolved(length: int, kernel: int, stride: int) -> int:
     return (length - kernel) // stride + 1
 
 
-class MoonshineEncoder(AudioEncoder):
+class MoonshineEncoder(LayeredEncoder):
     """`spec.config` holds entries of MoonshineConfig. Clips below 895 samples (56 ms) are padded with silence."""
 
     def __init__(self, spec: EncoderSpec) -> None:
         super().__init__()
         folder = resolve(spec.weights) if spec.weights else None
         config = MoonshineConfig(**(read_json(folder / "config.json") if folder else {}) | spec.config)
-        check_layer(spec.layer, config.encoder_num_hidden_layers)
+        check_layers(spec, config.encoder_num_hidden_layers)
         self.spec = spec
-        self.width = config.hidden_size
-        self.frame_rate = SAMPLE_RATE / STRIDE / spec.pool
+        self.width = spec.kept * config.hidden_size
+        self.frame_rate = spec.pooled_rate(SAMPLE_RATE / STRIDE)
         with seeded(spec.seed):
             self.layers = Layers(config)
         if folder:
@@ -51,7 +52,7 @@ class MoonshineEncoder(AudioEncoder):
             frames = convolved(frames, kernel, stride)
         return frames
 
-    def encode(self, waveforms: Tensor, lengths: Tensor) -> Tensor:
+    def states(self, waveforms: Tensor, lengths: Tensor) -> Iterator[Tensor]:
         device = self.layers.conv1.weight.device
         samples = lengths.clamp_min(SHORTEST).to(device)
         waveforms = waveforms.to(device).masked_fill(~valid_mask(lengths.to(device), waveforms.shape[1]), 0.0)
@@ -61,9 +62,10 @@ class MoonshineEncoder(AudioEncoder):
         bias = attention_bias(valid_mask(counts, frames.shape[1]))
         positions = torch.arange(frames.shape[1], device=device)[None]
         rotary = self.layers.rotary_emb(frames, position_ids=positions)
-        for layer in self.layers.layers[: self.spec.layer]:
-            frames = layer(frames, attention_mask=bias, position_ids=positions, position_embeddings=rotary)
-        return self.layers.layer_norm(frames) if self.spec.layer is None else frames
+        given = {"attention_mask": bias, "position_ids": positions, "position_embeddings": rotary}
+        yield from run_blocks(
+            self.spec, frames, self.layers.layers, lambda block, state: block(state, **given), self.layers.layer_norm
+        )
 
     def convolve(self, waveforms: Tensor, samples: Tensor) -> Tensor:
         """`(batch, samples)` → `(batch, frames, width)`; valid frames see neither padding nor its statistics."""

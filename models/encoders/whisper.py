@@ -6,6 +6,7 @@ window and ignores masks. `spec.window` keeps that; otherwise a clip is only as 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -14,16 +15,16 @@ from torch.nn import functional
 from transformers import WhisperConfig
 from transformers.models.whisper.modeling_whisper import WhisperEncoder as Layers
 
-from models.encoders.base import SAMPLE_RATE, AudioEncoder, EncoderSpec
+from models.encoders.base import SAMPLE_RATE, EncoderSpec, LayeredEncoder, run_blocks
 from models.encoders.frontend import FFT, HOP, log_mel, normalise
-from models.encoders.loading import attention_bias, check_layer, fill, load_weights, read_json, valid_mask
+from models.encoders.loading import attention_bias, check_layers, fill, load_weights, read_json, valid_mask
 from models.pretrained import resolve, seeded
 
 PREFIXES = ("model.encoder.", "encoder.")
 POSITIONS = "embed_positions.weight"
 
 
-class WhisperEncoder(AudioEncoder):
+class WhisperEncoder(LayeredEncoder):
     """`spec.config` holds entries of WhisperConfig, and `do_normalize` (waveforms to zero mean and unit variance).
 
     A clip longer than the window (`max_source_positions` frames of 20 ms) is cut to it; a shorter window than the
@@ -37,10 +38,10 @@ class WhisperEncoder(AudioEncoder):
         features = read_json(folder / "preprocessor_config.json") if folder else {}
         self.normalised = bool(entries.pop("do_normalize", features.get("do_normalize", False)))
         config = WhisperConfig(**entries)
-        check_layer(spec.layer, config.encoder_layers)
+        check_layers(spec, config.encoder_layers)
         self.spec = spec
-        self.width = config.d_model
-        self.frame_rate = SAMPLE_RATE / HOP / 2 / spec.pool
+        self.width = spec.kept * config.d_model
+        self.frame_rate = spec.pooled_rate(SAMPLE_RATE / HOP / 2)
         self.window: int = config.max_source_positions
         with seeded(spec.seed):
             self.layers = Layers(config)
@@ -59,7 +60,7 @@ class WhisperEncoder(AudioEncoder):
             return self.window
         return (min(max(samples, FFT), self.longest) // HOP + 1) // 2
 
-    def encode(self, waveforms: Tensor, lengths: Tensor) -> Tensor:
+    def states(self, waveforms: Tensor, lengths: Tensor) -> Iterator[Tensor]:
         device = self.layers.conv1.weight.device
         clips = [self.trim(row[: int(n)].to(device)) for row, n in zip(waveforms, lengths, strict=True)]
         bins = self.layers.num_mel_bins
@@ -68,9 +69,9 @@ class WhisperEncoder(AudioEncoder):
         batch = torch.stack([functional.pad(mel, (0, int(sizes.max()) - mel.shape[-1])) for mel in mels])
         frames = self.convolve(batch, sizes)
         bias = attention_bias(valid_mask((sizes + 1) // 2, frames.shape[1]))
-        for layer in self.layers.layers[: self.spec.layer]:
-            frames = layer(frames, bias)
-        return self.layers.layer_norm(frames) if self.spec.layer is None else frames
+        yield from run_blocks(
+            self.spec, frames, self.layers.layers, lambda block, state: block(state, bias), self.layers.layer_norm
+        )
 
     def trim(self, clip: Tensor) -> Tensor:
         """One clip, `(samples,)`: cut to the window, normalised if asked, then padded to the window or the minimum."""

@@ -14,7 +14,7 @@ from pipelines.cli import app
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 COMMANDS = ["run", "ingest", "cache", "plan", "explain", "fit-memory", "train", "evaluate", "register"]
-COMMANDS += ["listen", "architectures", "demo"]
+COMMANDS += ["listen", "architectures", "import-checkpoint", "demo"]
 
 
 def said(*words: str) -> str:

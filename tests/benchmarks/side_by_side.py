@@ -1,0 +1,170 @@
+"""Every system, `small`, on one mixed set of real recordings: `python -m tests.benchmarks.side_by_side [NAME ...]`.
+
+The set is cut out of ../shared/data: digits, emotions and voices of actors, sound events with captions, spoken orders,
+read sentences, and phrases with translations; its splits hold out speakers or sentences as the sources do. Each system
+runs the whole chain by its own recipe, in a process of its own, on all cores. The table has the accuracy over all label
+tasks of the test split beside that of the untrained model and of always answering each task's most frequent label, and
+how long training took. docs/side_by_side.md keeps it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from components.evaluation.metrics import Scores
+from models.architectures import load, names
+from tests.benchmarks.measuring import machine
+
+ROOT = Path(__file__).parents[2]
+DATA = ROOT.parent / "shared" / "data"
+LIMIT = 300  # seconds that training may take
+Row = dict[str, Any]
+
+
+def label(row: Row, **labels: Any) -> Row:
+    return row | {"labels": {name: value for name, value in labels.items() if value}}
+
+
+def digits(row: Row) -> Row:
+    return label(row, digit=row["text"])
+
+
+def actors(row: Row) -> Row:
+    return label(row, emotion=row["labels"]["emotion"], voice=row["gender"])
+
+
+def events(row: Row) -> Row | None:
+    common = ("animal", "percussion", "creature voice", "effect")
+    return label(row, sound=row["labels"]["class"]) if row["labels"]["class"] in common else None
+
+
+def orders(row: Row) -> Row | None:
+    drink = row["labels"]["slots"].get("coffeeDrink")
+    return label(row, drink=drink) if drink else None
+
+
+def words(row: Row) -> Row | None:
+    return label(row) if row["language"] in ("es", "en") else None
+
+
+# data set -> how a row is told, and most clips of train and test
+PARTS: dict[str, tuple[Any, int, int]] = {
+    "fsdd": (digits, 200, 60),
+    "emodb": (actors, 160, 61),
+    "sound_events": (events, 160, 60),
+    "picovoice_slu": (orders, 40, 20),
+    "librispeech_mini": (words, 40, 10),
+    "tuxpaint_speech": (words, 100, 20),
+}
+
+
+def mixed_set(folder: Path) -> Path:
+    """The set as a folder of manifests beside links to the recordings; the same every time."""
+    for name, (tell, train, test) in PARTS.items():
+        rows = [json.loads(line) for line in (DATA / name / "manifest.jsonl").read_text().splitlines()]
+        told = [made for row in rows if (made := tell(row))]
+        chosen = [
+            row
+            for split, most in (("train", train), ("test", test))
+            for row in spread([r for r in told if r["split"] == split], most)
+        ]
+        part = folder / name
+        part.mkdir(parents=True, exist_ok=True)
+        if not (part / "audio").is_symlink():
+            (part / "audio").symlink_to(DATA / name / "audio")
+        (part / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in chosen))
+    return folder
+
+
+def spread(rows: list[Row], most: int) -> list[Row]:
+    """At most so many rows, evenly spaced over all."""
+    return [rows[i * len(rows) // most] for i in range(most)] if len(rows) > most else rows
+
+
+def run(arch: str, data: Path, lake: Path, settings: Iterable[str]) -> tuple[Scores, Scores, dict[str, float]]:
+    """Scores after and before training, and the seconds of each stage."""
+    words = [
+        "run",
+        "--arch",
+        arch,
+        "--data",
+        str(data),
+        "--lake",
+        str(lake),
+        "eval_task=labels",
+        "dataset=mix",
+        *settings,
+    ]
+    began = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-m", "pipelines.cli", *words],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode:
+        raise RuntimeError(f"{arch} ended with {done.returncode}:\n{done.stdout[-2000:]}\n{done.stderr[-3000:]}")
+    print(done.stdout[done.stdout.find("stage ") :], f"  {arch}: {time.monotonic() - began:.0f} s", flush=True)
+    found = max((lake / "runs" / arch).glob("mix-*/evaluation/scores.json"), key=lambda path: path.stat().st_mtime)
+    both = json.loads(found.read_text())
+    manifests = sorted((lake / "runs" / arch / "stages").glob("*/manifest.json"))
+    seconds = {path.parent.name: json.loads(path.read_text())["seconds"] for path in manifests}
+    return Scores.model_validate(both["scores"]), Scores.model_validate(both["before"]), seconds
+
+
+def over_all(scores: Scores) -> dict[str, float]:
+    """Accuracy, share of right choices and the majority's accuracy over the clips of all tasks."""
+    rates = [result.all for result in scores.tasks.values()]
+    clips = sum(rate.n for rate in rates)
+    return {
+        "accuracy": sum(rate.exact * rate.n for rate in rates) / clips,
+        "choice": sum((rate.choice or 0.0) * rate.n for rate in rates) / clips,
+        "majority": sum(rate.majority * rate.n for rate in rates) / clips,
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("architectures", nargs="*", help="default: all")
+    parser.add_argument("--folder", type=Path, default=Path("side_by_side"), help="where set and lake go")
+    parser.add_argument("--set", action="append", default=[], help="key=value, as the command line takes it")
+    given = parser.parse_args()
+    if not DATA.is_dir():
+        print(f"no recordings at {DATA}", file=sys.stderr)
+        return 2
+    data, lake = mixed_set(given.folder / "mix"), given.folder / "lake"
+    head = ["system", "accuracy", "untrained", "majority", "likeliest label", "training"]
+    tasks: list[str] = []
+    lines = []
+    worse = 0
+    for arch in given.architectures or names():
+        after, before, seconds = run(arch, data, lake, given.set)
+        tasks = list(after.tasks)
+        whole, was = over_all(after), over_all(before)
+        better = whole["accuracy"] > max(was["accuracy"], whole["majority"]) and sum(seconds.values()) <= LIMIT
+        worse += not better
+        each = [f"{after.tasks[task].all.exact:.0%}" for task in tasks]
+        cells = [
+            f"{whole['accuracy']:.1%}",
+            f"{was['accuracy']:.1%}",
+            f"{whole['majority']:.1%}",
+            f"{whole['choice']:.1%}",
+        ]
+        lines.append(f"| {load(arch).title} | {' | '.join([*cells, f'{sum(seconds.values()):.0f} s', *each])} |")
+        print(lines[-1], "" if better else "  <- not better, or too slow", flush=True)
+    columns = [*head, *(task.partition(":")[2] for task in tasks)]
+    print(machine())
+    print(f"| {' | '.join(columns)} |\n|{' --- |' * len(columns)}\n" + "\n".join(lines))
+    return int(worse > 0)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
