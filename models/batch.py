@@ -24,6 +24,8 @@ class Batch:
     clip_rows, clip_columns, clip_tokens: `(clips,)`, where a clip begins and how many placeholders it has.
     features[role]: `(clips, frames, width)`, zero-padded; lengths[role]: `(clips,)`.
     waveforms: each `(samples,)`, in the place of features where an encoder learns.
+    branches: `(rows, length)`, where a row holds several ends of one beginning: 0 for the beginning, which all ends
+    see, k for the k-th end, which sees itself and no other.
     instructions, instruction_lengths: `(samples, length)` zero-padded and `(samples,)`, for systems that read the
     request apart from the sequence.
     """
@@ -43,6 +45,7 @@ class Batch:
     waveforms: list[Tensor] = field(default_factory=list)
     instructions: Tensor | None = None
     instruction_lengths: Tensor | None = None
+    branches: Tensor | None = None
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on a device."""
@@ -95,9 +98,15 @@ class Batch:
                 (self.audio_columns[inside] - start).tolist(),
                 [int(self.clip_columns[clip]) - start for clip in clips],
                 [int(self.clip_tokens[clip]) for clip in clips],
+                self._instruction(sample),
             )
             found.append((rendered, [Audio(_cut(features, lengths, clip)) for clip in clips]))
         return found
+
+    def _instruction(self, sample: int) -> list[int]:
+        if self.instructions is None or self.instruction_lengths is None:
+            return []
+        return self.instructions[sample - 1, : int(self.instruction_lengths[sample - 1])].tolist()  # type: ignore[no-any-return]
 
     def label_sequences(self) -> list[Tensor]:
         """The labels of each sample, placeholders and masked tokens included."""
@@ -116,10 +125,13 @@ class Batch:
         The dense mask of packed rows is for backbones that cannot take the borders of samples (models/attention.py);
         restarting position ids alone are silently wrong in transformers.
         """
-        if not self.packed:
+        if not self.packed and self.branches is None:
             return None if bool((self.segments > 0).all()) else (self.segments > 0).long()
         length = self.ids.shape[1]
         same = self.segments[:, :, None] == self.segments[:, None, :]
+        if self.branches is not None:
+            seen = self.branches[:, None, :]
+            same &= (seen == 0) | (seen == self.branches[:, :, None])
         causal = torch.ones(length, length, dtype=torch.bool, device=self.ids.device).tril()
         mask = torch.zeros(same.shape, dtype=dtype, device=self.ids.device)
         return mask.masked_fill(~(same & causal), torch.finfo(dtype).min)[:, None]
@@ -144,21 +156,24 @@ class Batch:
         """
         unwanted = self.segments == 0
         unwanted[self.audio_rows[surplus], self.audio_columns[surplus]] = True
-        length = int((~unwanted).sum(1).max())
+        before = (~unwanted).cumsum(1) - (~unwanted).long()  # tokens of the row that stay and stand before a column
+        kept = (~unwanted).sum(1)
+        length = int(kept.max())
         left = self.layout == "left"
+        moved = before + (length - kept)[:, None] if left else before
         order = (~unwanted if left else unwanted).long().argsort(dim=1, stable=True)
         order = order[:, -length:] if left else order[:, :length]
         empty = unwanted.gather(1, order)
         segments = self.segments.gather(1, order).masked_fill(empty, 0)
-        moved = torch.zeros_like(self.ids)  # where each column went
-        moved.scatter_(1, order, torch.arange(length, device=order.device).expand_as(order).contiguous())
+        branches = None if self.branches is None else self.branches.gather(1, order).masked_fill(empty, 0)
         rows, columns = self.audio_rows[~surplus], self.audio_columns[~surplus]
         counts = torch.bincount(_clips_of(self.clip_tokens)[~surplus], minlength=len(self.clip_tokens))
         return replace(
             self,
             ids=self.ids.gather(1, order),
             labels=self.labels.gather(1, order).masked_fill(empty, IGNORED),
-            positions=_positions(segments),
+            positions=positions_of(segments, branches),
+            branches=branches,
             segments=segments,
             audio_rows=rows,
             audio_columns=moved[rows, columns],
@@ -242,10 +257,16 @@ def _clips_of(clip_tokens: Tensor) -> Tensor:
     return torch.repeat_interleave(torch.arange(len(clip_tokens), device=clip_tokens.device), clip_tokens)
 
 
-def _positions(segments: Tensor) -> Tensor:
-    """Positions that count from 0 in each sample, `(rows, length)`; 0 for padding."""
+def positions_of(segments: Tensor, branches: Tensor | None = None) -> Tensor:
+    """Positions that count from 0 in each sample, and in each branch from its beginning's end, `(rows, length)`; 0 for
+    padding."""
     at = torch.arange(segments.shape[1], device=segments.device).expand_as(segments)
     begins = torch.ones_like(segments, dtype=torch.bool)
     begins[:, 1:] = segments[:, 1:] != segments[:, :-1]
-    start = torch.where(begins, at, 0).cummax(1).values
-    return torch.where(segments > 0, at - start, 0)
+    if branches is not None:
+        begins[:, 1:] |= branches[:, 1:] != branches[:, :-1]
+    positions = at - torch.where(begins, at, 0).cummax(1).values
+    if branches is not None:
+        trunk = ((segments > 0) & (branches == 0)).sum(1, keepdim=True)
+        positions = positions + torch.where(branches > 0, trunk, 0)
+    return torch.where(segments > 0, positions, 0)

@@ -75,6 +75,24 @@ class LetterCTC:
         return loss, torch.tensor(sum(map(len, labels)))
 
 
+def branch_likelihoods(model: SpeechLLM, batch: Batch, most: int) -> Tensor:
+    """Log-probability of the labels of each branch, `(rows, most)`, for rows of one beginning with several ends."""
+    hidden, batch = model.run(batch)
+    assert batch.branches is not None
+    branches = batch.branches
+    columns = torch.arange(branches.shape[1], device=branches.device)
+    trunk_end = ((batch.segments > 0) & (branches == 0)).sum(1, keepdim=True) - 1
+    goes_on = torch.zeros_like(branches, dtype=torch.bool)
+    goes_on[:, 1:] = branches[:, 1:] == branches[:, :-1]
+    before = torch.where(goes_on, columns - 1, trunk_end)  # what predicts a token: the one before it in its branch
+    at = (branches > 0) & (batch.labels != IGNORED)
+    rows = at.nonzero()[:, 0]
+    logits = model.llm.get_output_embeddings()(hidden[rows, before[at]])
+    each = -nn.functional.cross_entropy(logits.float(), batch.labels[at], reduction="none")
+    sums = each.new_zeros(len(branches) * most).index_add(0, rows * most + branches[at] - 1, each)
+    return sums.view(len(branches), most)
+
+
 def log_likelihoods(model: SpeechLLM, batch: Batch) -> tuple[Tensor, Tensor]:
     """Log-probability of each sample's labels, `(samples,)`, and how many they are, `(samples,)`."""
     hidden, batch = model.run(batch)

@@ -7,6 +7,7 @@ averaged over time, as Audio Flamingo retrieves its in-context samples (arXiv 24
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any
@@ -50,9 +51,15 @@ class Examples:
         return found
 
     def _drawn(self, row: Row) -> list[int]:
+        """Places in the pool, all different: from a place that the key gives, by a step that reaches every member."""
         members = self._by_collection.get(collection(row)) or range(len(self.pool))
-        start = int.from_bytes(hashlib.sha256(row["key"].encode()).digest()[:8], "big")
-        return [members[(start + i * (1 + start % 7)) % len(members)] for i in range(min(TRIES, len(members)))]
+        size = len(members)
+        if not size:
+            return []
+        drawn = int.from_bytes(hashlib.sha256(row["key"].encode()).digest()[:8], "big")
+        start, first = drawn % size, 1 + drawn // size % size
+        step = next(step for step in range(first, size + 2) if math.gcd(step, size) == 1)
+        return [members[(start + i * step) % size] for i in range(min(TRIES, size))]
 
     def _nearest(self, row: Row) -> list[int]:
         assert self.vector is not None

@@ -1,7 +1,8 @@
 """Tasks: how a record becomes chat messages, and what the right answer is.
 
-A recipe names tasks with weights. `asr`, `biased_asr`, `tts`, `units`, `chain`, `caption`, `conversation` read one
-field of the record; `label:<name>` and `translate:<language>` one entry of it, `labels` and `translation` every entry.
+A recipe names tasks with weights. `asr`, `biased_asr`, `tts`, `units`, `chain`, `caption`, `conversation` and `intent`
+read one field of the record; `label:<name>` and `translate:<language>` one entry of it (`label:gender` also the
+speaker's), `labels` and `translation` every entry.
 """
 
 from __future__ import annotations
@@ -15,7 +16,10 @@ from components.curriculum.wordings import LANGUAGES, wording
 Message = dict[str, Any]
 Row = dict[str, Any]
 
-GENERIC = ("asr", "biased_asr", "tts", "units", "chain", "caption", "conversation", "labels", "translation")
+GENERIC = (
+    *("asr", "biased_asr", "tts", "units", "chain", "caption", "conversation", "intent"),
+    *("labels", "translation"),
+)
 BIAS_WORDS = 3  # of the clip's own in the list of biased_asr, and as many of each other clip
 
 
@@ -54,6 +58,8 @@ def samples_of(row: Row, task: str, phrasings: int = 1, others: Sequence[Row] = 
         return [s for each in sorted(entries) for s in samples_of(row, f"{singular}:{each}", phrasings, others)]
     if name == "label" and entry:
         value = (row["labels"] or {}).get(entry)
+        if value is None and entry == "gender":
+            value = row.get("gender")
         usable = isinstance(value, (str, int, float)) and not isinstance(value, bool)
         return [_ask(row, task, phrasings, str(value), others, name=entry)] if usable else []
     if name == "translate" and entry:
@@ -74,6 +80,9 @@ def _generic(row: Row, task: str, phrasings: int, others: Sequence[Row]) -> list
     if task == "conversation":
         messages = row.get("conversations")
         return [TaskSample(keys, task, tuple(messages), _words(messages[-1]))] if messages else []
+    if task == "intent":
+        meant = spoken_intent(row)
+        return [_ask(row, task, phrasings, meant, others)] if meant else []
     if not text:
         return []
     if task == "asr":
@@ -104,6 +113,16 @@ def bias_list(row: Row, others: Sequence[Row]) -> list[str]:
         words = sorted(set((each["text"] or "").split()), key=lambda word: (-len(word), word))
         chosen += words[:BIAS_WORDS]
     return sorted(set(chosen))
+
+
+def spoken_intent(row: Row) -> str | None:
+    """What an order means, as text: the intent, and its slots in alphabetical order. None if it is not labelled."""
+    labels = row["labels"] or {}
+    intent, slots = labels.get("intent"), labels.get("slots")
+    if not isinstance(intent, str):
+        return None
+    named = sorted(slots.items()) if isinstance(slots, dict) else []
+    return "; ".join([intent, *(f"{name} {str(value).strip()}" for name, value in named)])
 
 
 def select(rows: Iterable[Row], tasks: dict[str, float]) -> list[TaskSample]:

@@ -24,6 +24,12 @@ WORDINGS: dict[str, tuple[str, ...]] = {
         "Write a caption for this sound.",
         "Give a short description of what you hear.",
     ),
+    "intent": (
+        "What does the speaker want? Give the intent and its slots.",
+        "Name the intent of this order and its details.",
+        "Turn the spoken order into an intent with slots.",
+        "What is being asked for? Answer with intent and slots.",
+    ),
     "label": (
         "What is the {name} in this audio?",
         "Name the {name}.",

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from components.curriculum.tasks import samples_of
 from components.evaluation.answer import batches_of
 from components.evaluation.normalise import normalise
-from models.batch import Pair, collate
+from models.batch import Batch, Pair, collate, positions_of
 from models.contract import SpeechLLM
-from models.objectives import log_likelihoods
-from models.rendering import Audio, Message
+from models.objectives import branch_likelihoods, log_likelihoods
+from models.rendering import IGNORED, Audio, Message, Rendered
+
+Tree = tuple[Rendered, list[Rendered]]  # a prompt, and the prompt with each answer
 
 MOST = 32  # labels; with more of them a task is scored by its free answers alone
 
@@ -35,16 +39,51 @@ def choose(
     clips: Sequence[Sequence[Audio]],
     options: Sequence[str],
 ) -> list[str]:
-    """The option with the highest log-probability as the answer, summed over its tokens, for each prompt."""
+    """The option with the highest log-probability as the answer, summed over its tokens, for each prompt.
+
+    A row holds the prompt once and all options behind it, each of which sees the prompt and itself alone.
+    """
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     device = next(model.parameters()).device
-    pairs: list[Pair] = []
+    ends = [{"role": "assistant", "content": [{"type": "text", "text": option}]} for option in options]
+    trees = []
     for prompt, heard in zip(prompts, clips, strict=True):
-        answers = [{"role": "assistant", "content": [{"type": "text", "text": option}]} for option in options]
-        pairs += [(model.render(tokenizer, [*prompt, answer], heard), heard) for answer in answers]
-    order = sorted(range(len(pairs)), key=lambda i: len(pairs[i][0]))
-    scores = torch.empty(len(pairs))
-    for rows in batches_of(order, [len(rendered) for rendered, _ in pairs]):
-        batch = collate([pairs[i] for i in rows], int(pad)).to(device)
-        scores[rows] = log_likelihoods(model, batch)[0].float().cpu()
-    return [options[int(best)] for best in scores.view(-1, len(options)).argmax(1)]
+        trunk = model.render(tokenizer, prompt, heard)
+        trees.append((trunk, [model.render(tokenizer, [*prompt, end], heard) for end in ends]))
+    if model.llm.config.is_encoder_decoder:
+        likelihoods = [
+            _apart(model, branches, heard, int(pad)) for (_, branches), heard in zip(trees, clips, strict=True)
+        ]
+        return [options[int(each.argmax())] for each in likelihoods]
+    sizes = [sum(map(len, branches)) - (len(branches) - 1) * len(trunk) for trunk, branches in trees]
+    chosen = [""] * len(trees)
+    for rows in batches_of(sorted(range(len(trees)), key=lambda i: sizes[i]), sizes):
+        batch = _tree_batch([trees[i] for i in rows], [clips[i] for i in rows], int(pad)).to(device)
+        best = branch_likelihoods(model, batch, len(options)).argmax(1)
+        for i, option in zip(rows, best.tolist(), strict=True):
+            chosen[i] = options[option]
+    return chosen
+
+
+def _tree_batch(trees: Sequence[Tree], clips: Sequence[Sequence[Audio]], pad: int) -> Batch:
+    """Rows of a prompt and what each option adds to it, one behind the other."""
+    pairs: list[Pair] = []
+    for (trunk, branches), heard in zip(trees, clips, strict=True):
+        row = replace(trunk, ids=list(trunk.ids), labels=[IGNORED] * len(trunk))
+        for branch in branches:
+            row.ids += branch.ids[len(trunk) :]
+            row.labels += branch.labels[len(trunk) :]
+        pairs.append((row, heard))
+    batch = collate(pairs, pad)
+    numbers = torch.zeros_like(batch.segments)
+    for row_number, (trunk, branches) in enumerate(trees):
+        lengths = torch.tensor([len(trunk), *(len(branch) - len(trunk) for branch in branches)])
+        order = torch.repeat_interleave(torch.arange(len(lengths)), lengths)
+        numbers[row_number, : len(order)] = order
+    return replace(batch, branches=numbers, positions=positions_of(batch.segments, numbers))
+
+
+def _apart(model: SpeechLLM, branches: list[Rendered], heard: Sequence[Audio], pad: int) -> Tensor:
+    """Log-probability of each option, `(options,)`, as samples of their own."""
+    batch = collate([(branch, heard) for branch in branches], pad)
+    return log_likelihoods(model, batch.to(next(model.parameters()).device))[0]

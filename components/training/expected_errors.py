@@ -7,8 +7,7 @@ Errors on the words of a prompt's context may count more (Seed-ASR's weighted er
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -16,20 +15,29 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from components.evaluation.normalise import normalise
-from models.batch import Batch, Pair, collate
+from models.batch import Batch, collate
 from models.contract import SpeechLLM
 from models.objectives import log_likelihoods, next_token
 from models.recipe import Decoding, ExpectedErrors
-from models.rendering import IGNORED, Audio, Rendered
+from models.rendering import IGNORED, Rendered
 
 SPARE = 4  # tokens that a sampled answer may be longer than the right one
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One sample of a batch: its prompt, its answer with the end token, and its clips `(clips,)` by number."""
+
+    prompt: Rendered
+    answer: list[int]
+    clips: Tensor
 
 
 @dataclass(frozen=True)
 class ExpectedWordErrors:
     """The objective: expected errors of each clip, weighed by its labels, and next-token loss beside them.
 
-    Clips whose samples are all alike add the next-token loss alone.
+    Clips whose samples are all alike add the next-token loss alone. Encoders run once: all passes share their frames.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -37,57 +45,57 @@ class ExpectedWordErrors:
 
     def __call__(self, model: SpeechLLM, batch: Batch) -> tuple[Tensor, Tensor]:
         features, lengths = model.sound(batch)
-        pairs: list[Pair] = [(r, a) for r, a in batch.pairs(features, lengths)]
-        cross_entropy, count = next_token(model, self._collated(pairs))
+        batch = replace(batch, features=features, lengths=lengths, waveforms=[])
+        cross_entropy, count = next_token(model, batch)
         loss = self.settings.cross_entropy * cross_entropy
-        prompts = [_prompt(rendered) for rendered, _ in pairs]
-        answers = [rendered.ids[len(prompt) :] for prompt, (rendered, _) in zip(prompts, pairs, strict=True)]
-        audios = [audio for _, audio in pairs]
-        asked = [i for i, answer in enumerate(answers) if answer]
-        for i, sampled in zip(asked, self._sample(model, prompts, answers, audios, asked), strict=True):
+        asked = [each for each in _asked(batch) if each.answer]  # a sample without labels has nothing to be compared to
+        for each, sampled in zip(asked, self._sample(model, batch, asked), strict=True):
             if len(sampled) < 2:
                 continue
-            errors = self._errors(model, prompts[i], answers[i], sampled)
-            learnt: list[Pair] = [(_answered(prompts[i], ids, self._end), audios[i]) for ids in sampled]
-            likelihoods, _ = log_likelihoods(model, self._collated(learnt))
+            errors = self._errors(model, each, sampled)
+            learnt = [_answered(each.prompt, ids, self._end) for ids in sampled]
+            likelihoods, _ = log_likelihoods(model, self._collated(batch, learnt, [each.clips] * len(learnt)))
             shares = likelihoods.softmax(0)
             expected = (shares * (errors - errors.mean()).to(shares)).sum()
-            loss = loss + len(answers[i]) * expected
+            loss = loss + len(each.answer) * expected
         return loss, count
 
     @property
     def _end(self) -> int:
         return int(self.tokenizer.eos_token_id)
 
-    def _collated(self, pairs: list[Pair], left: bool = False) -> Batch:
-        """A batch where the features are, which may carry a gradient."""
+    def _collated(self, batch: Batch, sequences: list[Rendered], clips: list[Tensor], left: bool = False) -> Batch:
+        """Other sequences about the clips of a batch; its frames may carry a gradient and are not copied out."""
         pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self._end
-        batch = collate(pairs, int(pad), "left" if left else "right")
-        device = next((f.device for _, clips in pairs for clip in clips for f in clip.features.values()), None)
-        return batch.to(device) if device is not None else batch
+        rows = collate([(rendered, []) for rendered in sequences], int(pad), "left" if left else "right")
+        heard = torch.cat(clips)
+        return replace(
+            rows.to(batch.ids.device),
+            features={role: frames[heard] for role, frames in batch.features.items()},
+            lengths={role: counts[heard] for role, counts in batch.lengths.items()},
+        )
 
-    def _sample(
-        self,
-        model: SpeechLLM,
-        prompts: list[Rendered],
-        answers: list[list[int]],
-        audios: list[Sequence[Audio]],
-        asked: list[int],
-    ) -> list[list[list[int]]]:
+    def _sample(self, model: SpeechLLM, batch: Batch, asked: list[Asked]) -> list[list[list[int]]]:
         """Different sampled answers of each prompt, without end tokens; the random state is the step's."""
+        if not asked:
+            return []
         times = self.settings.hypotheses
-        pairs: list[Pair] = [(prompts[i], audios[i]) for i in asked for _ in range(times)]
-        longest = max((len(answers[i]) for i in asked), default=0) + SPARE
+        repeated = [each for each in asked for _ in range(times)]
+        longest = max(len(each.answer) for each in asked) + SPARE
         training = model.training
         model.eval()
-        drawn = model.generate(self._collated(pairs, left=True), Decoding(sample=True), self.tokenizer, longest)
+        with torch.no_grad():
+            prompts = self._collated(batch, [e.prompt for e in repeated], [e.clips for e in repeated], left=True)
+        drawn = model.generate(prompts, Decoding(sample=True), self.tokenizer, longest)
         model.train(training)
-        each = [drawn[i * times : (i + 1) * times] for i in range(len(asked))]
-        return [[list(ids) for ids in dict.fromkeys(map(tuple, group))] for group in each]
+        groups = [drawn[i * times : (i + 1) * times] for i in range(len(asked))]
+        return [[list(ids) for ids in dict.fromkeys(map(tuple, group))] for group in groups]
 
-    def _errors(self, model: SpeechLLM, prompt: Rendered, answer: list[int], sampled: list[list[int]]) -> Tensor:
-        context = {normalise(word) for word in model.keywords(self.tokenizer.decode(prompt.ids))}
-        reference = normalise(model.read_answer(self.tokenizer, answer)).split()
+    def _errors(self, model: SpeechLLM, asked: Asked, sampled: list[list[int]]) -> Tensor:
+        """Weighted word errors of each sampled answer, `(answers,)`."""
+        listed = " ".join(sorted(model.keywords(self.tokenizer.decode(asked.prompt.ids))))
+        context = set(normalise(listed).split())
+        reference = normalise(model.read_answer(self.tokenizer, asked.answer)).split()
         weights = [self.settings.keyword_weight if word in context else 1.0 for word in reference]
         said = [normalise(model.read_answer(self.tokenizer, ids)).split() for ids in sampled]
         return torch.tensor([weighted_errors(reference, words, weights) for words in said])
@@ -105,7 +113,24 @@ def weighted_errors(reference: list[str], hypothesis: list[str], weights: list[f
     return float(row[-1])
 
 
-def _prompt(rendered: Rendered) -> Rendered:
+def _asked(batch: Batch) -> list[Asked]:
+    """The samples of a batch, cut at their first labels."""
+    owners = batch.clip_segments()
+    found = []
+    for number, (rendered, _) in enumerate(batch.pairs({}, {})):
+        prompt = _prompt(rendered, _instruction(batch, number))
+        found.append(Asked(prompt, rendered.ids[len(prompt) :], (owners == number + 1).nonzero()[:, 0]))
+    return found
+
+
+def _instruction(batch: Batch, sample: int) -> list[int]:
+    """The request that a system reads apart from the sequence; [] where it does not."""
+    if batch.instructions is None or batch.instruction_lengths is None:
+        return []
+    return batch.instructions[sample, : int(batch.instruction_lengths[sample])].tolist()  # type: ignore[no-any-return]
+
+
+def _prompt(rendered: Rendered, instruction: list[int]) -> Rendered:
     """The part before the first label."""
     first = next((i for i, label in enumerate(rendered.labels) if label != IGNORED), len(rendered))
     return Rendered(
@@ -114,12 +139,10 @@ def _prompt(rendered: Rendered) -> Rendered:
         [at for at in rendered.audio_at if at < first],
         rendered.clip_at,
         rendered.clip_tokens,
-        rendered.instruction,
+        instruction,
     )
 
 
 def _answered(prompt: Rendered, ids: list[int], end: int) -> Rendered:
-    whole = Rendered(
-        list(prompt.ids), list(prompt.labels), prompt.audio_at, prompt.clip_at, prompt.clip_tokens, prompt.instruction
-    )
+    whole = replace(prompt, ids=list(prompt.ids), labels=list(prompt.labels))
     return whole.tokens([*ids, end], learn=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from components.curriculum.tasks import generic_name, question, samples_of, select
+from components.curriculum.wordings import WORDINGS
 
 ROW = {
     "key": "k",
@@ -28,6 +29,29 @@ def test_a_record_without_the_field_gives_nothing() -> None:
     for task in ("caption", "conversation", "chain", "label:emotion", "translate:it"):
         assert samples_of(ROW, task) == []
     assert samples_of(ROW | {"text": None}, "asr") == []
+
+
+def test_real_label_zero_is_a_label_and_gender_is_the_speakers() -> None:
+    assert samples_of(ROW, "label:digit")[0].reference == "0"
+    assert [s.reference for s in samples_of(ROW | {"gender": "female"}, "label:gender")] == ["female"]
+    assert samples_of(ROW, "label:gender") == []
+
+
+def test_an_order_is_its_intent_and_its_slots_in_order() -> None:
+    labels = {"intent": "orderDrink", "slots": {"size": "large", "coffeeDrink": " mocha"}}
+    assert samples_of(ROW | {"labels": labels}, "intent")[0].reference == "orderDrink; coffeeDrink mocha; size large"
+    assert samples_of(ROW, "intent") == []
+
+
+def test_wordings_are_drawn_from_the_key_and_all_are_used() -> None:
+    def request(key: str, phrasings: int) -> str:
+        return str(samples_of(ROW | {"key": key}, "label:digit", phrasings)[0].messages[0]["content"][1]["text"])
+
+    assert {request(str(i), 1) for i in range(20)} == {"What is the digit in this audio?"}
+    drawn = [request(str(i), 4) for i in range(200)]
+    assert drawn == [request(str(i), 4) for i in range(200)]
+    assert all(30 <= drawn.count(wording.format(name="digit")) <= 70 for wording in WORDINGS["label"])
+    assert all(len(wordings) >= 4 for wordings in WORDINGS.values())
 
 
 def test_the_answer_is_the_last_turn_and_the_prompt_ends_before_it() -> None:
