@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from components.curriculum.wordings import LANGUAGES, wording
+from components.curriculum.wordings import LANGUAGES, tags, wording
 
 Message = dict[str, Any]
 Row = dict[str, Any]
@@ -47,7 +47,7 @@ class TaskSample:
 def samples_of(row: Row, task: str, phrasings: int = 1, others: Sequence[Row] = ()) -> list[TaskSample]:
     """The samples that an index row gives for a task; none if it has no such field.
 
-    phrasings: how many wordings of a request are used; which one a record gets is drawn from its key. others: records
+    phrasings: how many wordings of a request are used; which one a record gets is drawn from its key. 0: tags. others: records
     that the conversation shows first, each as a turn with its answer (`biased_asr`: whose words it mixes in).
     Raises ValueError for a task that does not exist.
     """
@@ -64,7 +64,8 @@ def samples_of(row: Row, task: str, phrasings: int = 1, others: Sequence[Row] = 
         return [_ask(row, task, phrasings, str(value), others, name=entry)] if usable else []
     if name == "translate" and entry:
         value = (row["translation"] or {}).get(entry)
-        return [_ask(row, task, phrasings, value, others, name=LANGUAGES.get(entry, entry))] if value else []
+        named = {"name": LANGUAGES.get(entry, entry), "to": entry}
+        return [_ask(row, task, phrasings, value, others, **named)] if value else []
     if task not in GENERIC:
         raise ValueError(f"no task {task!r}; tasks are: {', '.join(GENERIC)}, label:<name>, translate:<language>")
     return _generic(row, task, phrasings, others)
@@ -90,7 +91,10 @@ def _generic(row: Row, task: str, phrasings: int, others: Sequence[Row]) -> list
     if task == "biased_asr":
         return [_ask(row, task, phrasings, text, words=", ".join(bias_list(row, others)))]
     if task == "tts":
-        asked = [{"type": "text", "text": wording("tts", row["key"], phrasings)}, {"type": "transcript", "text": text}]
+        asked = [
+            {"type": "text", "text": wording("tts", row["key"], max(1, phrasings))},
+            {"type": "transcript", "text": text},
+        ]
         return [
             TaskSample(keys, task, ({"role": "user", "content": asked}, {"role": "assistant", "content": [audio]}), "")
         ]
@@ -143,7 +147,8 @@ def question(text: str | None = None, task: str = "asr") -> list[Message]:
 
 def _ask(row: Row, task: str, phrasings: int, answer: str, others: Sequence[Row] = (), **names: str) -> TaskSample:
     """The record's own turn, behind one turn for each of the others, all in the wording that the record drew."""
-    request = wording(task.partition(":")[0], row["key"], phrasings, **names)
+    name = task.partition(":")[0]
+    request = wording(name, row["key"], phrasings, **names) if phrasings else tags(name, row.get("language"), **names)
     messages: list[Message] = []
     keys: list[str] = []
     for other in others:

@@ -55,8 +55,36 @@ LANGUAGES = {
 }
 
 
+TAGGED = ("en", "zh", "de", "es", "ko", "fr", "ja", "it")  # languages that have a tag
+KEYWORDS = {"emotion": "emotion_recognition", "scene": "scene", "class": "scene", "event": "event"}
+ANALYSIS = "<|startofanalysis|><|{spoken}|>"
+TAGS = {
+    "asr": "<|startoftranscript|><|{spoken}|><|transcribe|><|{spoken}|><|notimestamps|><|wo_itn|>",
+    "translate": "<|startoftranscript|><|{spoken}|><|translate|><|{to}|><|notimestamps|><|itn|>",
+    "caption": "<|startofanalysis|><|unknown|><|caption|><|en|><|notimestamps|><|caption_plain|>",
+}
+
+
 def wording(task: str, key: str = "", count: int = 1, **names: str) -> str:
     """One of the first `count` wordings of a task, drawn from a clip's key; `names` fill its slots."""
     wordings = WORDINGS[task][:count]
     drawn = int.from_bytes(hashlib.sha256(f"{task}/{key}".encode()).digest()[:4], "big") % len(wordings)
     return wordings[drawn].format(**names)
+
+
+def tags(task: str, spoken: str | None, to: str = "", **names: str) -> str:
+    """A task as Qwen-Audio's hierarchical tags (arXiv 2311.07919, section 3.2; QwenLM/Qwen-Audio, eval_audio/).
+
+    Tasks without tags of their own are questions. `spoken` and `to` are language codes.
+    """
+    languages = {"spoken": _tag(spoken), "to": _tag(to)}
+    if task in TAGS and languages["to" if task == "translate" else "spoken"] != "unknown":
+        return TAGS[task].format(**languages)
+    if task == "label" and names["name"] in KEYWORDS:
+        keyword = KEYWORDS[names["name"]]
+        return ANALYSIS.format(**languages) + f"<|keyword|><|en|><|notimestamps|><|{keyword}|>"
+    return ANALYSIS.format(spoken="en") + f"<|question|>{wording(task, **names)}<|answer|>"
+
+
+def _tag(language: str | None) -> str:
+    return language if language in TAGGED else "unknown"

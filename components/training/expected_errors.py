@@ -65,7 +65,7 @@ class ExpectedWordErrors:
         return int(self.tokenizer.eos_token_id)
 
     def _collated(self, batch: Batch, sequences: list[Rendered], clips: list[Tensor], left: bool = False) -> Batch:
-        """Other sequences about the clips of a batch; its frames may carry a gradient and are not copied out."""
+        """Other sequences about the clips of a batch, with its frames, which may carry a gradient."""
         pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self._end
         rows = collate([(rendered, []) for rendered in sequences], int(pad), "left" if left else "right")
         heard = torch.cat(clips)

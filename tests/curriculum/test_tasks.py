@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from components.curriculum.tasks import generic_name, question, samples_of, select
@@ -52,6 +54,26 @@ def test_wordings_are_drawn_from_the_key_and_all_are_used() -> None:
     assert drawn == [request(str(i), 4) for i in range(200)]
     assert all(30 <= drawn.count(wording.format(name="digit")) <= 70 for wording in WORDINGS["label"])
     assert all(len(wordings) >= 4 for wordings in WORDINGS.values())
+
+
+def test_requests_as_tags() -> None:
+    """The shapes of QwenLM/Qwen-Audio's eval_audio."""
+
+    def asked(row: dict[str, Any], task: str) -> str:
+        return str(samples_of(row, task, 0)[0].messages[0]["content"][1]["text"])
+
+    row = ROW | {"language": "en", "caption": "a dog"}
+    transcript = "<|startoftranscript|><|en|>"
+    assert asked(row, "asr") == transcript + "<|transcribe|><|en|><|notimestamps|><|wo_itn|>"
+    assert asked(row, "translate:de") == transcript + "<|translate|><|de|><|notimestamps|><|itn|>"
+    caption = "<|startofanalysis|><|unknown|><|caption|><|en|><|notimestamps|><|caption_plain|>"
+    assert asked(row, "caption") == caption
+    keyword = "<|keyword|><|en|><|notimestamps|><|emotion_recognition|>"
+    assert asked(row | {"labels": {"emotion": "joy"}}, "label:emotion") == "<|startofanalysis|><|en|>" + keyword
+    digit = "<|question|>What is the digit in this audio?<|answer|>"
+    assert asked(row, "label:digit") == "<|startofanalysis|><|en|>" + digit
+    russian = "<|question|>Transcribe speech to text.<|answer|>"
+    assert asked(row | {"language": "ru"}, "asr") == "<|startofanalysis|><|en|>" + russian
 
 
 def test_the_answer_is_the_last_turn_and_the_prompt_ends_before_it() -> None:
