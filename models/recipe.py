@@ -72,7 +72,9 @@ class Stage(Declared):
     temperature: float = Field(
         1.0, gt=0, description="over data sets: shares go as size^(1/temperature); 1 = as they are, higher = more even"
     )
-    phrasings: int = Field(1, ge=1, description="wordings of a request that are used, drawn from a clip's key")
+    phrasings: int = Field(
+        1, ge=0, description="wordings of a request that are used, drawn from a clip's key; 0: Qwen-Audio's tags"
+    )
     shots: int = Field(0, ge=0, description="other clips with their answers before the one that is asked about")
     nearest: bool = Field(False, description="shots are those that sound most alike, not drawn ones")
     loss: Loss = Field(

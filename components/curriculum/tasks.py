@@ -47,8 +47,8 @@ class TaskSample:
 def samples_of(row: Row, task: str, phrasings: int = 1, others: Sequence[Row] = ()) -> list[TaskSample]:
     """The samples that an index row gives for a task; none if it has no such field.
 
-    phrasings: how many wordings of a request are used; which one a record gets is drawn from its key. 0: tags. others: records
-    that the conversation shows first, each as a turn with its answer (`biased_asr`: whose words it mixes in).
+    phrasings: how many wordings of a request are used; which one a record gets is drawn from its key. 0: tags. others:
+    records that the conversation shows first, each as a turn with its answer (`biased_asr`: whose words it mixes in).
     Raises ValueError for a task that does not exist.
     """
     name, _, entry = task.partition(":")

@@ -23,7 +23,7 @@ trained; 2 chat: encoder frozen, language model trained in full. No LoRA, no sch
 
 Deviations: learning rates, batches, steps and schedule were not found; chosen: 5e-5, 120 clips, 500 k steps and 1e-5,
 128 clips, 8 k steps, both with a second beta of 0.98, 2000 steps of warm-up and cosine. Labels without a tag of their
-own, and what is spoken in a language without one, are asked as questions. Tasks stand for the paper's 30. No SpecAugment.
+own, and what is spoken in a language without one, are asked as questions. Tasks stand for the paper's. No SpecAugment.
 `ln_post` starts at one and zero, not at Whisper's. No dynamic NTK and log-n scaling, which begin at 2048 tokens. The
 tokenizer is Qwen 1.5's plus the official extra tokens under their official ids. Qwen-7B's own files are not in
 transformers' layout: give a converted folder, or read Qwen-Audio's with `backbone.weights=null`.
