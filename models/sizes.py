@@ -281,6 +281,9 @@ TINY_GPT2: dict[str, Any] = {
     "n_embd": 32,
     "n_layer": 2,
     "n_head": 4,
+    "embd_pdrop": 0.0,
+    "resid_pdrop": 0.0,
+    "attn_pdrop": 0.0,
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
@@ -293,4 +296,5 @@ TINY_OPT: dict[str, Any] = {
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
     "max_position_embeddings": 1024,
+    "dropout": 0.0,
 }

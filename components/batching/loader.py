@@ -92,7 +92,16 @@ def stage_examples(stage: Stage, rows: Sequence[dict[str, Any]], model: SpeechLL
 
 def feature_vector(read: ReadAudio) -> Callable[[str], Tensor]:
     """The features of a clip by which it is likened to others: those of its first encoder."""
-    return lambda key: next(iter(read(key).features.values()))
+
+    def vector(key: str) -> Tensor:
+        features = read(key).features
+        if not features:
+            raise ValueError(
+                "nearest=true likens cached features, but this stage takes the audio itself: set nearest=false"
+            )
+        return next(iter(features.values()))
+
+    return vector
 
 
 def renderer(model: SpeechLLM, tokenizer: PreTrainedTokenizerBase) -> Render:

@@ -57,12 +57,12 @@ def words(row: Row) -> Row | None:
 
 # data set -> how a row is told, and most clips of train and test
 PARTS: dict[str, tuple[Any, int, int]] = {
-    "fsdd": (digits, 200, 60),
-    "emodb": (actors, 160, 61),
-    "sound_events": (events, 160, 60),
-    "picovoice_slu": (orders, 40, 20),
-    "librispeech_mini": (words, 40, 10),
-    "tuxpaint_speech": (words, 100, 20),
+    "fsdd": (digits, 150, 50),
+    "emodb": (actors, 120, 50),
+    "sound_events": (events, 120, 50),
+    "picovoice_slu": (orders, 20, 10),
+    "librispeech_mini": (words, 20, 10),
+    "tuxpaint_speech": (words, 60, 20),
 }
 
 

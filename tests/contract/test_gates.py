@@ -95,7 +95,7 @@ def test_no_loss_on_prompt_audio_or_padding(subject: Subject) -> None:
 
 
 def test_alone_padded_left_right_and_packed_agree(subject: Subject) -> None:
-    stage = subject.preset.recipe.stages[-1].model_copy(update={"tasks": {"asr": 1.0}})
+    stage = subject.preset.recipe.stages[-1].model_copy(update={"tasks": {"asr": 1.0}, "shots": 0})
     pairs = subject.rendered(stage)
     if subject.preset.recipe.hears[-1]:
         heard = subject.heard()
