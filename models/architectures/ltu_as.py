@@ -91,7 +91,7 @@ class LTUAS(LTU):
 
     def build_connector(self, preset: Preset, llm_width: int) -> nn.Module:
         sizes = preset.connector
-        self.learn_prompt = True
+        self.learn_prompt = sizes.get("learn_prompt", True)
         return TLTR(sizes["layers"], sizes["width"], llm_width, time_heads=1, layer_heads=sizes["heads"])
 
     def parameter_groups(self) -> dict[str, list[str]]:
@@ -159,7 +159,7 @@ def _paper() -> Preset:
 
 def _small() -> Preset:
     tuning = Optimiser(lr=1e-3, warmup=0.1, schedule="linear")
-    labels: dict[str, Any] = {"tasks": {"labels": 1.0}, "max_steps": 20, "batch_tokens": 300}
+    labels: dict[str, Any] = {"tasks": {"labels": 1.0}, "batch_tokens": 200}
     return Preset(
         encoders={
             "speech": EncoderSpec(
@@ -169,19 +169,19 @@ def _small() -> Preset:
                 kind="transcriber", weights="earloom/moonshine-tiny-en", config={"model": "moonshine"}
             ),
         },
-        connector={"layers": 4, "width": 384, "heads": 8},
+        connector={"layers": 4, "width": 384, "heads": 8, "learn_prompt": False},
         backbone=Backbone(weights="earloom/smollm2-135m-instruct", tokenizer="earloom/smollm2-135m-instruct"),
         lora=LoRA(rank=8, alpha=16, targets=("q_proj", "v_proj")),
         recipe=Recipe(
             stages=[
-                Stage(name="proj_cla", train=("connector",), optimiser=tuning, **labels),
+                Stage(name="proj_cla", train=("connector",), optimiser=tuning, max_steps=20, **labels),
                 Stage(name="all_cla", train=ALL, optimiser=tuning, **labels),
                 Stage(
                     name="all_mix",
                     train=ALL,
-                    tasks={"asr": 1.0, "labels": 0.05},
+                    tasks={"asr": 0.25, "labels": 1.0, "caption": 0.25},
                     optimiser=tuning,
-                    batch_tokens=300,
+                    batch_tokens=200,
                 ),
             ],
             decoding=Decoding(max_new_tokens=64),

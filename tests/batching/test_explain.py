@@ -25,18 +25,25 @@ from components.batching.explain import (
     units_of,
 )
 from components.batching.explain_page import explain_page, show
+from models.architectures import names
 from models.batch import Batch, Layout, Pair, collate
 from models.objectives import ConnectorCTC
 from models.pretrained import load_tokenizer
 from models.recipe import Optimiser, Stage
 from models.rendering import IGNORED, Audio, Rendered
 from models.tokenizers.bytes import byte_tokenizer
-from tests.contract.conftest import ROWS, Subject, subject  # noqa: F401  # a fixture is used by its name
+from tests.contract.conftest import ROWS, Subject, built
 
 LAYOUTS: tuple[Layout, ...] = ("right", "left", "packed")
 LM = Stage(name="lora", train=("lora",))
 CTC = Stage(name="adaptor", train=("connector",), loss="ctc")
+DIFFERENT = ("funasr_llm", "salmonn", "speechgpt")  # one encoder, two, units
 EVIL = "<script>alert('1')</script>"
+
+
+@pytest.fixture(params=DIFFERENT)
+def subject(request: pytest.FixtureRequest) -> Subject:
+    return built(request.param)
 
 
 def pairs_of(one: Subject, stage: Stage) -> tuple[list[str], list[Pair]]:
@@ -78,7 +85,7 @@ def small_batch(texts: list[str], tokenizer: Any) -> Batch:
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_what_is_shown_as_learnt_is_what_carries_loss(subject: Subject, layout: Layout) -> None:  # noqa: F811
+def test_what_is_shown_as_learnt_is_what_carries_loss(subject: Subject, layout: Layout) -> None:
     view, batch = explained(subject, layout)
     tokens = tokens_of(view)
     assert view.layout == layout
@@ -93,7 +100,7 @@ def test_what_is_shown_as_learnt_is_what_carries_loss(subject: Subject, layout: 
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_each_position_comes_once_and_unchanged(subject: Subject, layout: Layout) -> None:  # noqa: F811
+def test_each_position_comes_once_and_unchanged(subject: Subject, layout: Layout) -> None:
     view, batch = explained(subject, layout)
     assert [[token.id for token in row] for row in view.rows] == batch.ids.tolist()
     assert [[token.position for token in row] for row in view.rows] == batch.positions.tolist()
@@ -106,7 +113,7 @@ def test_each_position_comes_once_and_unchanged(subject: Subject, layout: Layout
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_learnt_text_is_the_answer(subject: Subject, layout: Layout) -> None:  # noqa: F811
+def test_learnt_text_is_the_answer(subject: Subject, layout: Layout) -> None:
     view, _ = explained(subject, layout)
     texts = learnt_texts(view)
     for segment, row in enumerate(ROWS, start=1):
@@ -117,7 +124,7 @@ def test_learnt_text_is_the_answer(subject: Subject, layout: Layout) -> None:  #
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_audio_and_units_are_found_and_counted(subject: Subject, layout: Layout) -> None:  # noqa: F811
+def test_audio_and_units_are_found_and_counted(subject: Subject, layout: Layout) -> None:
     view, batch = explained(subject, layout)
     assert [clip.key for clip in view.lengths] == view.keys == ["clip0", "clip1", "clip2"]
     for clip in view.lengths:
@@ -134,7 +141,7 @@ def test_audio_and_units_are_found_and_counted(subject: Subject, layout: Layout)
     assert sum(token.span == "audio" for token in tokens_of(view)) == len(batch.audio_rows)
 
 
-def test_groups_are_what_freeze_lets_learn(subject: Subject) -> None:  # noqa: F811
+def test_groups_are_what_freeze_lets_learn(subject: Subject) -> None:
     parameters = dict(subject.model.named_parameters())
     for stage in [*subject.preset.recipe.stages, LM, Stage(name="all", train=("llm", "encoder"))]:
         before = {name: p.requires_grad for name, p in parameters.items()}
@@ -150,7 +157,7 @@ def test_groups_are_what_freeze_lets_learn(subject: Subject) -> None:  # noqa: F
         assert rates == {stage.optimiser.lr, None}
 
 
-def test_a_group_has_its_own_rate_and_an_unknown_one_is_an_error(subject: Subject) -> None:  # noqa: F811
+def test_a_group_has_its_own_rate_and_an_unknown_one_is_an_error(subject: Subject) -> None:
     stage = Stage(name="both", train=("lora", "llm"), groups={"lora": Optimiser(lr=3e-3)})
     rates = {group.name: group.rate for group in trainable_groups(subject.model, stage)}
     assert (rates["lora"], rates["llm"], rates["embeddings"], rates["encoder"]) == (3e-3, 1e-4, 1e-4, None)
@@ -158,7 +165,7 @@ def test_a_group_has_its_own_rate_and_an_unknown_one_is_an_error(subject: Subjec
         trainable_groups(subject.model, Stage(name="x", train=("lora", "codebook")))
 
 
-def test_ctc_lists_the_labels_that_the_loss_counts(subject: Subject) -> None:  # noqa: F811
+def test_ctc_lists_the_labels_that_the_loss_counts(subject: Subject) -> None:
     if subject.model.codebook is not None:
         return  # units have no connector whose output could be aligned
     view, batch = explained(subject, "packed", CTC)
@@ -172,13 +179,17 @@ def test_ctc_lists_the_labels_that_the_loss_counts(subject: Subject) -> None:  #
     assert "the end token is the blank" in explain_page(view)
 
 
-def test_both_views_of_every_architecture(subject: Subject) -> None:  # noqa: F811
-    view, _ = explained(subject, "left")
+@pytest.mark.parametrize("name", names())
+def test_both_views_of_every_architecture(name: str) -> None:
+    subject = built(name)
+    view, _ = explained(
+        subject, "left", subject.preset.recipe.stages[0].model_copy(update={"tasks": {"asr": 1.0}, "loss": "lm"})
+    )
     console = Console(file=io.StringIO(), width=100, color_system=None)
     show(view, console)
     printed = console.file.getvalue()  # type: ignore[attr-defined]
     page = explain_page(view)
-    for text in ("clip0", "clip1", "clip2", "lora", "Parameter groups", "Encoder lengths"):
+    for text in ("clip0", "clip1", "clip2", "embeddings", "Parameter groups", "Encoder lengths"):
         assert text in printed and text in page
     assert max(len(line) for line in printed.splitlines()) <= 100
     body = printed[printed.index("\nclip0") :]

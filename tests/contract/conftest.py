@@ -87,7 +87,12 @@ class Subject:
 
 @pytest.fixture(params=names())
 def subject(request: pytest.FixtureRequest) -> Subject:
-    architecture = load(request.param)
+    return built(request.param)
+
+
+def built(name: str) -> Subject:
+    """An architecture on `tiny`; the same weights and clips every time."""
+    architecture = load(name)
     preset = architecture.preset("tiny")
     tokenizer = load_tokenizer(preset.backbone.tokenizer)
     tokenizer.add_tokens(architecture.added_tokens(preset))
