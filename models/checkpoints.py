@@ -40,7 +40,8 @@ class Checkpoint:
     file: which file that is, for messages.
     renames: (regex, replacement) in order; the first whose regex fits the beginning of an official name counts, and
         what stands behind it is kept. Several replacements: the tensor is cut into as many equal parts along its first
-        dimension (a fused q, k, v).
+        dimension (a fused q, k, v). One that ends with `#` and a number gives that row of a tensor of ours, which all
+        rows together make.
     nested: keys that lead to the tensors in a pickled file; a file that holds tensors right away is taken as it is.
     transform: (our name, tensor) → tensor, after renaming and cutting, such as a transpose.
     ignored: regexes of whole official names that are left out on purpose; write the reason beside each.
@@ -118,7 +119,23 @@ def map_state(checkpoint: Checkpoint, state: Mapping[str, Tensor]) -> tuple[dict
                 )
             ours[name] = checkpoint.transform(name, part) if checkpoint.transform else part
             origin[name] = official
-    return ours, unexpected
+    return _stacked(ours, checkpoint.file), unexpected
+
+
+def _stacked(parts: dict[str, Tensor], file: str) -> dict[str, Tensor]:
+    """Rows `name#0`, `name#1`, … as one tensor `name`. ValueError if one is not there, or they differ in shape."""
+    rows: dict[str, dict[int, Tensor]] = {}
+    for name, tensor in parts.items():
+        if match := re.fullmatch(r"(.+)#(\d+)", name):
+            rows.setdefault(match[1], {})[int(match[2])] = tensor
+    whole = {name: tensor for name, tensor in parts.items() if "#" not in name}
+    for name, found in rows.items():
+        if sorted(found) != list(range(len(found))) or len({tensor.shape for tensor in found.values()}) > 1:
+            raise ValueError(
+                f"{file}: the rows {sorted(found)} do not make up {name!r} of ours: some lack, or differ in shape"
+            )
+        whole[name] = torch.stack([found[row] for row in range(len(found))])
+    return whole
 
 
 def _cut(official: str, tensor: Tensor, parts: int) -> tuple[Tensor, ...]:

@@ -243,10 +243,14 @@ class SpeechLLM(PreTrainedModel):
         return named
 
     def train(self, mode: bool = True) -> Self:
-        """As torch's, but pretrained parts that do not learn stay in eval mode: no dropout in what is frozen."""
+        """As torch's, but pretrained parts that do not learn stay in eval mode: no dropout in what is frozen.
+
+        Save for a backbone whose activations are recomputed, which transformers does in training mode alone.
+        """
         super().train(mode)
         for part in (self.llm, *self.encoders.values()):
-            part.train(mode and any(p.requires_grad for p in part.parameters()))
+            learns = any(p.requires_grad for p in part.parameters())
+            part.train(mode and (learns or getattr(part, "is_gradient_checkpointing", False)))
         return self
 
     # ---- audio ------------------------------------------------------------------------------------------------------

@@ -83,7 +83,7 @@ def tags(task: str, spoken: str | None, to: str = "", **names: str) -> str:
     if task == "label" and names["name"] in KEYWORDS:
         keyword = KEYWORDS[names["name"]]
         return ANALYSIS.format(**languages) + f"<|keyword|><|en|><|notimestamps|><|{keyword}|>"
-    return ANALYSIS.format(spoken="en") + f"<|question|>{wording(task, **names)}<|answer|>"
+    return ANALYSIS.format(spoken="en") + f"<|question|>{wording(task, "", 1, **names)}<|answer|>"
 
 
 def _tag(language: str | None) -> str:

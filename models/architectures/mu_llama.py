@@ -25,6 +25,7 @@ batch are chosen from the number of samples. `small`: Whisper-tiny's five states
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, ClassVar, NamedTuple
@@ -34,6 +35,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from models.batch import Batch
+from models.checkpoints import Checkpoint, Renames
 from models.connectors.zero_adapter import ZeroAdapter
 from models.contract import SpeechLLM, SpeechLLMConfig
 from models.encoders.base import EncoderSpec
@@ -46,12 +48,40 @@ from models.sizes import LLAMA_2_7B, MERT_330M, MERT_TINY_RANDOM, TINY_LLAMA
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 BIASES = {"attention_bias": True, "mlp_bias": True}
 UNBIASED = ("k_proj", "v_proj")
+HEAD_WIDTH = 128  # of LLaMA
 INPUT = "<built-in function input>"
 PROMPT = (
     "Below is an instruction that describes a task, paired with an input that provides further context. "
     "Write a response that appropriately completes the request.\n\n"
     "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:"
 )
+
+
+def meta_llama() -> Renames:
+    """LLaMA's names in Meta's layout, with the LoRA that LLaMA-Adapter's code puts beside its matrices."""
+    layer, ours = r"llama\.layers\.(\d+)\.", r"llm.model.layers.\1."
+    parts = {f"attention.w{part}": f"self_attn.{part}_proj" for part in "qkvo"}
+    parts |= {f"feed_forward.w{i}": f"mlp.{name}_proj" for i, name in ((1, "gate"), (2, "down"), (3, "up"))}
+    renames: list[tuple[str, str]] = []
+    for theirs, name in parts.items():
+        block, matrix = theirs.split(".")
+        renames += [
+            (rf"{layer}{block}\.{matrix}\.", f"{ours}{name}."),
+            (rf"{layer}{block}\.lora_{matrix}_l1\.", f"{ours}{name}.lora_A."),
+            (rf"{layer}{block}\.lora_{matrix}_l2\.", f"{ours}{name}.lora_B."),
+        ]
+    norms = {"attention_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm"}
+    renames += [(rf"{layer}{theirs}\.", f"{ours}{name}.") for theirs, name in norms.items()]
+    return (*renames, (r"llama\.norm\.", "llm.model.norm."))
+
+
+def from_meta(name: str, tensor: Tensor) -> Tensor:
+    """A gate as a row of heads; the outputs of q and k in transformers' order: Meta turns neighbouring pairs."""
+    if "#" in name:
+        return tensor.flatten()
+    if re.search(r"\.[qk]_proj\.(weight|bias|lora_B\.weight)$", name):
+        return tensor.unflatten(0, (-1, HEAD_WIDTH // 2, 2)).transpose(1, 2).flatten(0, 2)  # type: ignore[no-any-return]
+    return tensor
 
 
 class Heard(NamedTuple):
@@ -76,6 +106,21 @@ class MuLlama(SpeechLLM):
     encoder_name = "MERT-v1-330M, all layers, frozen"
     connector_name = "one vector, zero-initialised gates in 20 layers"
     spliced = False
+    checkpoint = Checkpoint(
+        file="checkpoint.pth (mu-llama/MU-LLaMA)",
+        nested=("model",),
+        renames=(
+            (r"mu_mert_(agg|proj)\.", r"connector.\1."),
+            *((rf"mu_mert_norm_{i + 1}\.", f"connector.blocks.{i}.norm.") for i in range(3)),
+            *((rf"mu_mert_f{i + 1}_([123])\.", rf"connector.blocks.{i}.w\1.") for i in range(3)),
+            (r"prefix_query\.", "connector.prefix_query."),
+            (r"llama\.layers\.(\d+)\.attention\.gate$", r"connector.gate#\1"),
+            *meta_llama(),
+        ),
+        transform=lambda name, tensor: from_meta(name, tensor),
+        ignored=(r"llama\.rope\.freqs",),  # computed from the sizes
+        expects=("connector", "norms", "biases", "lora"),  # LLaMA's own matrices are in a file of their own
+    )
     deviations: ClassVar[tuple[str, ...]] = (
         "every prompt carries the input that a slip in the official code put there",
         "samples without audio hear nothing, where the official code plays silence",

@@ -186,6 +186,7 @@ def test_a_folder_that_does_not_fit_is_refused(subject: Subject, tmp_path: Path)
         subject.architecture.from_pretrained(tmp_path)
 
 
+@pytest.mark.slow
 def test_one_batch_can_be_overfitted(subject: Subject, tmp_path: Path) -> None:
     """Sixty steps on one clip bring the loss of the answer to less than a third."""
     groups = tuple(g for g in ("connector", "lora", "llm") if subject.model.parameter_groups()[g])

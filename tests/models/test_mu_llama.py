@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from models.architectures.mu_llama import PROMPT, MuLlama
+from models.architectures.mu_llama import BIASES, PROMPT, MuLlama
 from models.batch import Batch, collate
+from models.checkpoints import import_into
 from models.injection import layers_of, without_lora
 from models.pretrained import load_tokenizer
 from models.rendering import IGNORED, Audio, Message
+from models.sizes import TINY_LLAMA
 
 TOKENIZER: Any = load_tokenizer("bytes")
 HEADS, HEAD_WIDTH = 4, 8  # of the tiny backbone, whose values have half as many heads
@@ -182,3 +186,79 @@ def test_the_vector_is_a_mean_over_the_clip_that_no_loudness_of_the_encoder_chan
     assert vector.shape == (1, 1, 32)
     assert counts.tolist() == [1]
     assert torch.allclose(model.connect({"music": 5 * frames}, {"music": one})[0], vector, atol=1e-5)
+
+
+# ---- the released file ----------------------------------------------------------------------------------------------
+
+SIZES = TINY_LLAMA | BIASES | {"hidden_size": 256, "num_attention_heads": 2, "num_key_value_heads": 2}  # heads of 128
+PLACES = {
+    "attention.wq": "self_attn.q_proj",
+    "attention.wk": "self_attn.k_proj",
+    "attention.wv": "self_attn.v_proj",
+    "attention.wo": "self_attn.o_proj",
+    "feed_forward.w1": "mlp.gate_proj",
+    "feed_forward.w2": "mlp.down_proj",
+    "feed_forward.w3": "mlp.up_proj",
+}
+
+
+def official(model: MuLlama) -> dict[str, Tensor]:
+    """A file of the released layout: fact sheet a.md, section 9 (7). Gates are a tensor for each layer."""
+    generator = torch.Generator().manual_seed(9)
+    found: dict[str, Tensor] = {}
+    for name in model.trained_by(("connector", "norms", "biases", "lora")):
+        value = model.state_dict()[name]
+        theirs = name.replace("llm.model.", "llama.").replace(".base_layer", "").replace(".default", "")
+        theirs = theirs.replace("input_layernorm", "attention_norm").replace("post_attention_layernorm", "ffn_norm")
+        for place, ours in PLACES.items():
+            block, matrix = place.split(".")
+            for end, half in (("l1", "lora_A"), ("l2", "lora_B")):
+                theirs = theirs.replace(f"{ours}.{half}", f"{block}.lora_{matrix}_{end}")
+            theirs = theirs.replace(ours, place)
+        theirs = re.sub(r"connector\.(agg|proj)", r"mu_mert_\1", theirs)
+        theirs = theirs.replace("connector.blocks.0.norm", "mu_mert_norm_1").replace("connector.", "")
+        theirs = re.sub(r"blocks\.0\.w(\d)", r"mu_mert_f1_\1", theirs)
+        found[theirs] = torch.randn(value.shape, generator=generator)
+    gates = found.pop("gate")
+    return found | {f"llama.layers.{i}.attention.gate": gate[None, :, None, None] for i, gate in enumerate(gates)}
+
+
+def larger() -> MuLlama:
+    preset = MuLlama.preset("tiny")
+    return MuLlama.build(preset.model_copy(update={"backbone": preset.backbone.model_copy(update={"config": SIZES})}))
+
+
+def test_every_tensor_of_the_released_file_arrives(tmp_path: Path) -> None:
+    model = larger()
+    state = official(model)
+    torch.save({"model": state | {"llama.rope.freqs": torch.ones(3)}}, tmp_path / "checkpoint.pth")
+    report = import_into(model, MuLlama.checkpoint, tmp_path / "checkpoint.pth")
+    assert set(report.loaded) == set(model.trained_by(("connector", "norms", "biases", "lora")))
+    assert report.ignored == ("llama.rope.freqs",)
+    ours = model.state_dict()
+    assert torch.equal(
+        ours["connector.gate"], torch.stack([state[f"llama.layers.{i}.attention.gate"].flatten() for i in (0, 1)])
+    )
+    for theirs, name in (
+        ("mu_mert_f1_2.weight", "connector.blocks.0.w2.weight"),
+        ("llama.layers.1.feed_forward.lora_w3_l2.weight", "llm.model.layers.1.mlp.up_proj.lora_B.default.weight"),
+        ("llama.layers.0.feed_forward.w2.bias", "llm.model.layers.0.mlp.down_proj.base_layer.bias"),
+        ("llama.layers.0.attention.lora_wv_l2.weight", "llm.model.layers.0.self_attn.v_proj.lora_B.default.weight"),
+        ("llama.layers.0.ffn_norm.weight", "llm.model.layers.0.post_attention_layernorm.weight"),
+    ):
+        assert torch.equal(ours[name], state[theirs]), name
+    bias = state["llama.layers.1.attention.wq.bias"]
+    turned = ours["llm.model.layers.1.self_attn.q_proj.base_layer.bias"]
+    for at in range(64):  # a pair of neighbours is a pair of halves, in each head
+        for head in (0, 128):
+            assert turned[head + at] == bias[head + 2 * at]
+            assert turned[head + 64 + at] == bias[head + 2 * at + 1]
+
+
+def test_a_file_without_the_gate_of_a_layer_is_refused(tmp_path: Path) -> None:
+    model = larger()
+    state = official(model)
+    state.pop("llama.layers.0.attention.gate")
+    torch.save({"model": state}, tmp_path / "checkpoint.pth")
+    with pytest.raises(ValueError, match=r"rows \[1\] do not make up 'connector.gate' of ours"):
+        import_into(model, MuLlama.checkpoint, tmp_path / "checkpoint.pth")
