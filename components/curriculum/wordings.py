@@ -83,7 +83,8 @@ def tags(task: str, spoken: str | None, to: str = "", **names: str) -> str:
     if task == "label" and names["name"] in KEYWORDS:
         keyword = KEYWORDS[names["name"]]
         return ANALYSIS.format(**languages) + f"<|keyword|><|en|><|notimestamps|><|{keyword}|>"
-    return ANALYSIS.format(spoken="en") + f"<|question|>{wording(task, "", 1, **names)}<|answer|>"
+    asked = wording(task, "", 1, **names)
+    return ANALYSIS.format(spoken="en") + f"<|question|>{asked}<|answer|>"
 
 
 def _tag(language: str | None) -> str:
