@@ -274,8 +274,8 @@ def _paper() -> Preset:
 
 def _small() -> Preset:
     weights = "earloom/smollm2-135m-instruct"
-    stages = _stages(Optimiser(lr=1e-3, warmup=0.1), Optimiser(lr=1e-4, warmup=0.1), (400, 400), shots=2)
-    steps = {"pretrain": 80, "sft": 30, "chat": 20}
+    stages = _stages(Optimiser(lr=1e-3, warmup=0.1), Optimiser(lr=1e-4, warmup=0.1), (200, 400), shots=2)
+    steps = {"pretrain": 150, "sft": 30, "chat": 20}
     return Preset(
         encoders={"audio": EncoderSpec(kind="whisper", weights="earloom/whisper-tiny-smart-turn", pool=25)},
         connector={"width": 384, "windows": 16, "clips": 3, "layers": 3, "ffn": 768, "every": 3},

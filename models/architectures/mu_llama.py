@@ -239,8 +239,8 @@ def _small() -> Preset:
         lora=LoRA(rank=16, alpha=16, targets=PROJECTIONS),
         recipe=Recipe(
             stages=_stages(
-                {"optimiser": _adamw(5e-3, 0.1), "max_steps": 70, "batch_tokens": 400},
-                {"optimiser": _adamw(1e-3, 0.1), "max_steps": 60, "batch_tokens": 400},
+                {"optimiser": _adamw(5e-3, 0.1), "max_steps": 120, "batch_tokens": 200},
+                {"optimiser": _adamw(1e-3, 0.1), "max_steps": 120, "batch_tokens": 200},
             ),
             decoding=Decoding(max_new_tokens=64),
         ),

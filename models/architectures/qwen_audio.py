@@ -268,7 +268,7 @@ def _small() -> Preset:
                     train=("llm",),
                     tasks={"asr": 0.25, "labels": 0.75, "caption": 0.25},
                     optimiser=Optimiser(lr=2e-4, warmup=0.1),
-                    batch_tokens=400,
+                    batch_tokens=200,
                 ),
             ],
             decoding=Decoding(max_new_tokens=64),

@@ -28,7 +28,7 @@ published backbone) neighbouring channels of the gate are averaged. Audio beyond
 without audio leaves the speech tags out (officially: padding between them). Tasks are those of the index; chains of
 tasks come as `conversation`. The released weights are no longer at their address, so there is no importer. `small` has
 Moonshine for both encoders (its last layer, and all its layers summed), learns the connector alone in stage 1, by CTC
-against the backbone's embeddings, and LoRA in stage 2.
+against the backbone's embeddings, and LoRA in stage 2; it has no system block, which would be half of each sequence.
 """
 
 from __future__ import annotations
@@ -88,6 +88,7 @@ class WavLLM(SpeechLLM):
         "audio beyond 30 s is cut; Whisper sees no silence behind a clip",
         "no importer: the released weights are no longer at their address",
         "small: Moonshine for both encoders; the connector learns by CTC against the frozen token embeddings first",
+        "small: no system block",
     )
     gate: PromptGate
 
@@ -97,6 +98,8 @@ class WavLLM(SpeechLLM):
 
     def build_connector(self, preset: Preset, llm_width: int) -> nn.Module:
         sizes = preset.connector
+        system = sizes.get("system", SYSTEM)
+        self.system_block = f"<<SYS>>\n{system}\n<</SYS>>\n\n" if system else ""
         shared = {name: sizes[name] for name in ("out", "channels", "bottleneck")}
         return JoinedBranches(
             ConvBottleneck(sizes["widths"][0], sizes["middles"][0], **shared),
@@ -115,7 +118,7 @@ class WavLLM(SpeechLLM):
         request, spoken = user_text(messages), any(map(has_audio, messages))
         rendered = Rendered(instruction=tokenizer(f'"{request}"', add_special_tokens=False)["input_ids"])
         rendered.tokens([tokenizer.bos_token_id])
-        rendered.text(tokenizer, f"[INST]<<SYS>>\n{SYSTEM}\n<</SYS>>\n\n" + ("<SPEECH>" if spoken else ""))
+        rendered.text(tokenizer, f"[INST]{self.system_block}" + ("<SPEECH>" if spoken else ""))
         if spoken:
             rendered.audio(self.audio_tokens(clips[0].frames), filler=tokenizer.bos_token_id)
         rendered.text(tokenizer, (" </SPEECH> " if spoken else "") + f"{request} [/INST]")
@@ -207,6 +210,7 @@ def _small() -> Preset:
             "bottleneck": 144,
             "out": 288,
             "gate": 144,
+            "system": "",
         },
         backbone=Backbone(weights="earloom/smollm2-135m-instruct", tokenizer="earloom/smollm2-135m-instruct"),
         lora=LoRA(rank=16, alpha=16, targets=ATTENTION),
@@ -226,7 +230,7 @@ def _small() -> Preset:
                     tasks={"asr": 0.25, "labels": 0.75},
                     phrasings=2,
                     optimiser=Optimiser(lr=1e-3, warmup=0.1),
-                    batch_tokens=400,
+                    batch_tokens=200,
                 ),
             ],
             decoding=Decoding(max_new_tokens=64),
