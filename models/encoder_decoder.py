@@ -6,7 +6,7 @@ A sample's sequence is prompt and answer in one, as for a causal backbone; here 
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from models.batch import Batch, padded
@@ -52,12 +52,8 @@ def _parts(batch: Batch) -> tuple[list[Tensor], list[Tensor]]:
 
 
 def _encode(llm: PreTrainedModel, embedded: Tensor, sources: list[Tensor]) -> tuple[Tensor, Tensor]:
-    rows = padded_rows([embedded[tuple(source.T)] for source in sources])
+    parts = [embedded[tuple(source.T)] for source in sources]
+    rows = nn.utils.rnn.pad_sequence(parts, batch_first=True)  # unlike `padded` with a gradient
     counts = torch.tensor([len(source) for source in sources], device=embedded.device)
     mask = (torch.arange(rows.shape[1], device=embedded.device)[None] < counts[:, None]).long()
     return llm.get_encoder()(inputs_embeds=rows, attention_mask=mask).last_hidden_state, mask
-
-
-def padded_rows(rows: list[Tensor]) -> Tensor:
-    """As `padded`, with a gradient."""
-    return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)

@@ -19,9 +19,9 @@ KEYWORD = "injected"
 
 
 def layers_of(llm: PreTrainedModel) -> list[nn.Module]:
-    """The transformer layers of a backbone, whatever it calls them."""
+    """The transformer layers of a backbone, whatever it calls them; [] if it has none."""
     stacks = (module for module in llm.get_decoder().modules() if isinstance(module, nn.ModuleList) and len(module))
-    return list(next(stacks))
+    return list(next(stacks, []))
 
 
 def without_lora(module: nn.Module) -> nn.Module:

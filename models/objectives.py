@@ -44,7 +44,7 @@ class ConnectorCTC:
 
     def __call__(self, model: SpeechLLM, batch: Batch) -> tuple[Tensor, Tensor]:
         tokens, counts = model.connect(*model.sound(batch))
-        labels = [row[(row != IGNORED) & (row != self.blank)] for row in batch.label_sequences()]
+        labels = _without_end(batch, self.blank)
         table = model.llm.get_input_embeddings().weight
         loss = connector_ctc(tokens, counts, labels, table, self.vocabulary, self.blank)
         return loss, torch.tensor(sum(map(len, labels)))
@@ -61,8 +61,7 @@ class LetterCTC:
 
     def __call__(self, model: SpeechLLM, batch: Batch) -> tuple[Tensor, Tensor]:
         logits, counts = model.spell(*model.sound(batch))
-        end = self.tokenizer.eos_token_id
-        labels = [row[(row != IGNORED) & (row != end)] for row in batch.label_sequences()]
+        labels = _without_end(batch, self.tokenizer.eos_token_id)
         letters = [self.tokenizer.decode(row.tolist()).strip().lower().encode() for row in labels]
         loss = nn.functional.ctc_loss(
             logits.float().log_softmax(-1).transpose(0, 1),
@@ -87,19 +86,26 @@ def branch_likelihoods(model: SpeechLLM, batch: Batch, most: int) -> Tensor:
     before = torch.where(goes_on, columns - 1, trunk_end)  # what predicts a token: the one before it in its branch
     at = (branches > 0) & (batch.labels != IGNORED)
     rows = at.nonzero()[:, 0]
-    logits = model.llm.get_output_embeddings()(hidden[rows, before[at]])
-    each = -nn.functional.cross_entropy(logits.float(), batch.labels[at], reduction="none")
+    each = _log_probabilities(model, hidden[rows, before[at]], batch.labels[at])
     sums = each.new_zeros(len(branches) * most).index_add(0, rows * most + branches[at] - 1, each)
     return sums.view(len(branches), most)
 
 
-def log_likelihoods(model: SpeechLLM, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Log-probability of each sample's labels, `(samples,)`, and how many they are, `(samples,)`."""
+def log_likelihoods(model: SpeechLLM, batch: Batch) -> Tensor:
+    """Log-probability of each sample's labels, `(samples,)`."""
     hidden, batch = model.run(batch)
     targets = batch.targets()
     at = targets != IGNORED
-    logits = model.llm.get_output_embeddings()(hidden[at])
-    each = -nn.functional.cross_entropy(logits.float(), targets[at], reduction="none")
-    sample = batch.segments[at] - 1
-    sums = each.new_zeros(batch.samples).index_add(0, sample, each)
-    return sums, torch.bincount(sample, minlength=batch.samples)
+    each = _log_probabilities(model, hidden[at], targets[at])
+    return each.new_zeros(batch.samples).index_add(0, batch.segments[at] - 1, each)
+
+
+def _log_probabilities(model: SpeechLLM, states: Tensor, tokens: Tensor) -> Tensor:
+    """Of each token after the state that predicts it, `(tokens, width)` and `(tokens,)` → `(tokens,)`."""
+    logits = model.llm.get_output_embeddings()(states)
+    return -nn.functional.cross_entropy(logits.float(), tokens, reduction="none")
+
+
+def _without_end(batch: Batch, end: int) -> list[Tensor]:
+    """The labels of each sample that CTC aligns; the end token is not spoken."""
+    return [row[(row != IGNORED) & (row != end)] for row in batch.label_sequences()]

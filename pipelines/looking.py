@@ -20,7 +20,7 @@ from pipelines.config import RunConfig
 from pipelines.locate import Workspace
 from pipelines.progress import console
 from pipelines.train import training_settings
-from pipelines.workers.model import CachedAudio, HeardAudio, audio_of, stage_fit, trainable_model
+from pipelines.workers.model import StageAudio, stage_fit, trainable_model
 
 
 class StageView:
@@ -30,7 +30,8 @@ class StageView:
         self.work = work
         self.settings = training_settings(work)
         torch.set_num_threads(self.settings["threads"])  # what a fit was found for
-        self.rows = read_rows(work.audio_root).where("split", "train")
+        every = read_rows(work.audio_root)
+        self.rows, self.audio = every.where("split", "train"), StageAudio(self.settings, every)
         self.model, self.tokenizer = trainable_model(self.settings)
 
     def planned(self, number: int) -> PlanSummary:
@@ -39,17 +40,14 @@ class StageView:
         seed = self.settings["seed"] + number
         fit = stage_fit(self.settings, stage)
         layout = chosen_layout(stage, self.model, fit.layout if fit else None)
-        audio = self._audio(number)
+        audio = self.audio.of(number, self.model)
         return publish_plan(url, stage, self.rows, self.model, self.tokenizer, audio.measure, seed, layout, audio.read)
 
     def data(self, number: int) -> StageData:
         """The samples and batches of a stage."""
         self.planned(number)
         stage, url = self.work.stages[number]
-        return open_plan(url, stage, self.rows, self.model, self.tokenizer, self._audio(number).read)
-
-    def _audio(self, number: int) -> CachedAudio | HeardAudio:
-        return audio_of(self.settings, self.work.preset.recipe.hears[number], self.model)
+        return open_plan(url, stage, self.rows, self.model, self.tokenizer, self.audio.of(number, self.model).read)
 
 
 def show_plans(config: RunConfig, only: str | None = None) -> None:

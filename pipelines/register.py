@@ -171,7 +171,7 @@ def _assemble(work: Workspace, url: str) -> dict[str, Any]:
 
 def _card(work: Workspace, model: SpeechLLM) -> CardData:
     stages = work.preset.recipe.stages
-    trained = {name for stage in stages for name in model.freeze(stage.train)}
+    trained = {name for stage in stages for name in model.trained_by(stage.train)}
     rows = read_rows(work.audio_root)
     return CardData(
         name=work.model_name,

@@ -20,10 +20,10 @@ from components.batching.measure import ReadAudio, Render, measure
 from components.batching.plan import Layout, Plan, plan_stage, rank_slice
 from components.batching.samples import Ints, Samples
 from components.curriculum.examples import Examples
-from components.curriculum.tasks import TaskSample, samples_of
+from components.curriculum.tasks import TaskSample
 from models.batch import Batch, Pair, collate
 from models.contract import SpeechLLM
-from models.recipe import Stage
+from models.recipe import Decoding, Stage
 from models.rendering import IGNORED
 
 T = TypeVar("T")
@@ -47,7 +47,7 @@ class StageData:
         """The conversation of a sample."""
         task = self.samples.tasks[int(self.samples.task[number])]
         row = self.rows[int(self.samples.row[number])]
-        return samples_of(row, task, self.stage.phrasings, self.examples.of(row, task))[0]
+        return next(self.examples.samples(row, [task], self.stage.phrasings))
 
     def keys(self, step: int) -> list[str]:
         """Keys of the clips of a global batch."""
@@ -87,7 +87,14 @@ def stage_examples(stage: Stage, rows: Sequence[dict[str, Any]], model: SpeechLL
     """
     if stage.shots and not model.several_clips and "biased_asr" not in stage.tasks:
         raise ValueError(f"stage {stage.name!r} has shots={stage.shots}, but {model.title} hears one clip a prompt")
-    return Examples(rows, stage.shots, feature_vector(read) if stage.nearest else None, model.several_clips)
+    return examples_among(rows, stage, model, read)
+
+
+def examples_among(
+    rows: Sequence[dict[str, Any]], asking: Stage | Decoding, model: SpeechLLM, read: ReadAudio
+) -> Examples:
+    """The in-context examples that a stage or the decoding asks for, out of these rows."""
+    return Examples(rows, asking.shots, feature_vector(read) if asking.nearest else None, model.several_clips)
 
 
 def feature_vector(read: ReadAudio) -> Callable[[str], Tensor]:

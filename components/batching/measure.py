@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from components.batching.samples import Samples
 from components.curriculum.examples import NONE, Examples, collection
-from components.curriculum.tasks import TaskSample, samples_of
+from components.curriculum.tasks import TaskSample
 from infra import storage
 from models.recipe import Stage
 from models.rendering import IGNORED, Audio, Rendered
@@ -42,7 +42,7 @@ def measure(
     label_ids: set[int] = set()
     for number, row in enumerate(rows):
         own = lengths(row["key"])
-        for sample in stage_samples(stage, row, examples):
+        for sample in examples.samples(row, stage.tasks, stage.phrasings):
             clips = [*map(lengths, sample.keys[:-1]), own]
             rendered = render(sample, clips)
             values = (
@@ -69,16 +69,6 @@ def measure(
         measures={n: np.array(v, dtype="f4") for n, v in measures.items() if len(v) == len(columns["row"])},
         label_ids=np.array(sorted(label_ids), dtype=np.int64),
     )
-
-
-def stage_samples(stage: Stage, row: dict[str, Any], examples: Examples) -> list[TaskSample]:
-    """What a row gives for the tasks of a stage, with the stage's wordings and examples."""
-    return [
-        sample
-        for task in stage.tasks
-        for made in samples_of(row, task)
-        for sample in samples_of(row, made.task, stage.phrasings, examples.of(row, made.task))
-    ]
 
 
 def label_count(stage: Stage, rendered: Rendered) -> int:

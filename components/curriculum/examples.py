@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from components.curriculum.tasks import samples_of
+from components.curriculum.tasks import TaskSample, samples_of
 
 Row = dict[str, Any]
 TRIES = 64  # rows that are looked at before a prompt goes with fewer examples
@@ -49,6 +49,13 @@ class Examples:
             if len(found) == self.count:
                 break
         return found
+
+    def samples(self, row: Row, tasks: Iterable[str], phrasings: int = 1) -> Iterator[TaskSample]:
+        """What a row gives for each task, behind the examples that were chosen for it."""
+        for task in tasks:
+            for made in samples_of(row, task, phrasings):
+                others = self.of(row, made.task)
+                yield samples_of(row, made.task, phrasings, others)[0] if others else made
 
     def _drawn(self, row: Row) -> list[int]:
         """Places in the pool, all different: from a place that the key gives, by a step that reaches every member."""

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from components.batching.loader import pad_id
 from models.batch import collate
 from models.contract import SpeechLLM
 from models.recipe import Decoding
@@ -32,7 +33,6 @@ def answer_all(
     """
     rendered = [model.render(tokenizer, prompt, heard) for prompt, heard in zip(prompts, clips, strict=True)]
     order = sorted(range(len(rendered)), key=lambda i: (len(rendered[i]), i))
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     device = next(model.parameters()).device
     answers = [""] * len(rendered)
     done = 0
@@ -40,7 +40,7 @@ def answer_all(
         limit = min(
             decoding.max_new_tokens, round(SPARE_TOKENS + decoding.tokens_per_second * max(seconds[i] for i in rows))
         )
-        batch = collate([(rendered[i], clips[i]) for i in rows], int(pad), "left").to(device)
+        batch = collate([(rendered[i], clips[i]) for i in rows], pad_id(tokenizer), "left").to(device)
         for i, ids in zip(rows, model.generate(batch, decoding, tokenizer, limit), strict=True):
             answers[i] = model.read_answer(tokenizer, ids)
         done += len(rows)

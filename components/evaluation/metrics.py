@@ -238,6 +238,7 @@ def _rates(counts: Sequence[_Counts], metric: Metric) -> Rates:
     # Ties go to the first in the alphabet, so that the report does not depend on the order of the clips.
     answer, frequent = min(Counter(count.reference for count in counts).items(), key=lambda item: (-item[1], item[0]))
     shown = word_edits if words else character_edits
+    chosen = [count.choice for count in counts if count.choice is not None]
     return Rates(
         n=len(counts),
         seconds=round(sum(count.seconds for count in counts), 3),
@@ -246,7 +247,7 @@ def _rates(counts: Sequence[_Counts], metric: Metric) -> Rates:
         wer=sum(word_edits) / words if words else None,
         cer=sum(character_edits) / characters if characters else None,
         exact=sum(count.exact for count in counts) / len(counts),
-        choice=None if any(count.choice is None for count in counts) else sum(map(_chosen, counts)) / len(counts),
+        choice=sum(chosen) / len(counts) if len(chosen) == len(counts) else None,
         majority=frequent / len(counts),
         majority_answer=answer,
         substitutions=shown[0],
@@ -254,10 +255,6 @@ def _rates(counts: Sequence[_Counts], metric: Metric) -> Rates:
         insertions=shown[2],
         interval=_interval(counts, metric),
     )
-
-
-def _chosen(count: _Counts) -> bool:
-    return bool(count.choice)
 
 
 def _interval(counts: Sequence[_Counts], metric: Metric) -> tuple[float, float] | None:

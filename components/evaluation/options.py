@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from components.batching.loader import pad_id
 from components.curriculum.tasks import samples_of
 from components.evaluation.answer import batches_of
 from components.evaluation.normalise import normalise
@@ -43,7 +44,7 @@ def choose(
 
     A row holds the prompt once and all options behind it, each of which sees the prompt and itself alone.
     """
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    pad = pad_id(tokenizer)
     device = next(model.parameters()).device
     ends = [{"role": "assistant", "content": [{"type": "text", "text": option}]} for option in options]
     trees = []
@@ -51,14 +52,12 @@ def choose(
         trunk = model.render(tokenizer, prompt, heard)
         trees.append((trunk, [model.render(tokenizer, [*prompt, end], heard) for end in ends]))
     if model.llm.config.is_encoder_decoder:
-        likelihoods = [
-            _apart(model, branches, heard, int(pad)) for (_, branches), heard in zip(trees, clips, strict=True)
-        ]
+        likelihoods = [_apart(model, branches, heard, pad) for (_, branches), heard in zip(trees, clips, strict=True)]
         return [options[int(each.argmax())] for each in likelihoods]
     sizes = [sum(map(len, branches)) - (len(branches) - 1) * len(trunk) for trunk, branches in trees]
     chosen = [""] * len(trees)
     for rows in batches_of(sorted(range(len(trees)), key=lambda i: sizes[i]), sizes):
-        batch = _tree_batch([trees[i] for i in rows], [clips[i] for i in rows], int(pad)).to(device)
+        batch = _tree_batch([trees[i] for i in rows], [clips[i] for i in rows], pad).to(device)
         best = branch_likelihoods(model, batch, len(options)).argmax(1)
         for i, option in zip(rows, best.tolist(), strict=True):
             chosen[i] = options[option]
@@ -86,4 +85,4 @@ def _tree_batch(trees: Sequence[Tree], clips: Sequence[Sequence[Audio]], pad: in
 def _apart(model: SpeechLLM, branches: list[Rendered], heard: Sequence[Audio], pad: int) -> Tensor:
     """Log-probability of each option, `(options,)`, as samples of their own."""
     batch = collate([(branch, heard) for branch in branches], pad)
-    return log_likelihoods(model, batch.to(next(model.parameters()).device))[0]
+    return log_likelihoods(model, batch.to(next(model.parameters()).device))

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from components.batching.loader import pad_id
 from components.evaluation.normalise import normalise
-from models.batch import Batch, collate
+from models.batch import Batch, Layout, collate
 from models.contract import SpeechLLM
 from models.objectives import log_likelihoods, next_token
 from models.recipe import Decoding, ExpectedErrors
@@ -54,7 +55,7 @@ class ExpectedWordErrors:
                 continue
             errors = self._errors(model, each, sampled)
             learnt = [_answered(each.prompt, ids, self._end) for ids in sampled]
-            likelihoods, _ = log_likelihoods(model, self._collated(batch, learnt, [each.clips] * len(learnt)))
+            likelihoods = log_likelihoods(model, self._collated(batch, learnt, [each.clips] * len(learnt)))
             shares = likelihoods.softmax(0)
             expected = (shares * (errors - errors.mean()).to(shares)).sum()
             loss = loss + len(each.answer) * expected
@@ -66,8 +67,8 @@ class ExpectedWordErrors:
 
     def _collated(self, batch: Batch, sequences: list[Rendered], clips: list[Tensor], left: bool = False) -> Batch:
         """Other sequences about the clips of a batch, with its frames, which may carry a gradient."""
-        pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self._end
-        rows = collate([(rendered, []) for rendered in sequences], int(pad), "left" if left else "right")
+        layout: Layout = "left" if left else "right"
+        rows = collate([(rendered, []) for rendered in sequences], pad_id(self.tokenizer), layout)
         heard = torch.cat(clips)
         return replace(
             rows.to(batch.ids.device),
@@ -118,28 +119,19 @@ def _asked(batch: Batch) -> list[Asked]:
     owners = batch.clip_segments()
     found = []
     for number, (rendered, _) in enumerate(batch.pairs({}, {})):
-        prompt = _prompt(rendered, _instruction(batch, number))
+        prompt = _prompt(rendered)
         found.append(Asked(prompt, rendered.ids[len(prompt) :], (owners == number + 1).nonzero()[:, 0]))
     return found
 
 
-def _instruction(batch: Batch, sample: int) -> list[int]:
-    """The request that a system reads apart from the sequence; [] where it does not."""
-    if batch.instructions is None or batch.instruction_lengths is None:
-        return []
-    return batch.instructions[sample, : int(batch.instruction_lengths[sample])].tolist()  # type: ignore[no-any-return]
-
-
-def _prompt(rendered: Rendered, instruction: list[int]) -> Rendered:
+def _prompt(rendered: Rendered) -> Rendered:
     """The part before the first label."""
     first = next((i for i, label in enumerate(rendered.labels) if label != IGNORED), len(rendered))
-    return Rendered(
-        rendered.ids[:first],
-        [IGNORED] * first,
-        [at for at in rendered.audio_at if at < first],
-        rendered.clip_at,
-        rendered.clip_tokens,
-        instruction,
+    return replace(
+        rendered,
+        ids=rendered.ids[:first],
+        labels=[IGNORED] * first,
+        audio_at=[at for at in rendered.audio_at if at < first],
     )
 
 

@@ -13,6 +13,7 @@ from torch.distributed.tensor import DTensor
 from components.training.compute import Compute
 from components.training.precision import compute_dtype
 from models.contract import SpeechLLM
+from models.injection import layers_of
 
 
 def prepare(model: SpeechLLM, compute: Compute, world: int, unused: bool) -> nn.Module:
@@ -21,7 +22,7 @@ def prepare(model: SpeechLLM, compute: Compute, world: int, unused: bool) -> nn.
     Call it after `model.freeze`. `unused`: some batches leave parameters without a gradient (clips without audio).
     FSDP2 changes the parameters of `model` to their shards.
     """
-    layers = backbone_layers(model)
+    layers = layers_of(model.llm)  # what is sharded and compiled one by one
     if compute.activation_checkpointing:
         model.llm.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
     if compute.compile:
@@ -44,12 +45,6 @@ def prepare(model: SpeechLLM, compute: Compute, world: int, unused: bool) -> nn.
 def uses_fsdp(compute: Compute, world: int) -> bool:
     """Whether parameters are spread over the workers."""
     return world > 1 and compute.parallel == "fsdp"
-
-
-def backbone_layers(model: SpeechLLM) -> list[nn.Module]:
-    """The transformer layers of the backbone: what is sharded and compiled one by one."""
-    stacks = [m for m in model.llm.get_decoder().modules() if isinstance(m, nn.ModuleList) and len(m) > 0]
-    return list(stacks[0]) if stacks else []
 
 
 def synchronise(module: nn.Module, last: bool) -> None:

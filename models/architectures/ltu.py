@@ -133,6 +133,15 @@ def room(tokens: int, text: int = TEXT) -> dict[str, Any]:
     return {"batch_tokens": SAMPLES * (text + tokens), "max_tokens": text + tokens}
 
 
+def classification(train: tuple[str, ...], lr: float, tokens: int) -> list[Stage]:
+    """The first two stages of LTU and LTU-AS: closed-ended classification by the projection, then by all of `train`."""
+    shared: dict[str, Any] = {"tasks": {"labels": 1.0}, "phrasings": 4, "epochs": 2, **room(tokens)}
+    return [
+        Stage(name="proj_cla", train=("connector",), optimiser=step(1e-3), **shared),
+        Stage(name="all_cla", train=train, optimiser=step(lr), **shared),
+    ]
+
+
 def _paper() -> Preset:
     return Preset(
         encoders={
@@ -143,24 +152,7 @@ def _paper() -> Preset:
         lora=LoRA(rank=8, alpha=16, dropout=0.05, targets=("q_proj", "v_proj")),
         recipe=Recipe(
             stages=[
-                Stage(
-                    name="proj_cla",
-                    train=("connector",),
-                    tasks={"labels": 1.0},
-                    phrasings=4,
-                    optimiser=step(1e-3),
-                    epochs=2,
-                    **room(32),
-                ),
-                Stage(
-                    name="all_cla",
-                    train=ALL,
-                    tasks={"labels": 1.0},
-                    phrasings=4,
-                    optimiser=step(1e-4),
-                    epochs=2,
-                    **room(32),
-                ),
+                *classification(ALL, 1e-4, tokens=32),
                 Stage(name="all_close", train=ALL, tasks=CLOSED, phrasings=4, optimiser=step(1e-4), **room(32)),
                 Stage(
                     name="all_mix",

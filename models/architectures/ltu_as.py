@@ -31,7 +31,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from models.architectures.ltu import LTU, room, step
+from models.architectures.ltu import LTU, classification, room, step
 from models.checkpoints import Checkpoint, peft_lora
 from models.connectors.tltr import TLTR
 from models.contract import SpeechLLMConfig
@@ -132,24 +132,7 @@ def _paper() -> Preset:
         lora=LoRA(rank=8, alpha=16, dropout=0.05, targets=("q_proj", "v_proj")),
         recipe=Recipe(
             stages=[
-                Stage(
-                    name="proj_cla",
-                    train=("connector",),
-                    tasks={"labels": 1.0},
-                    phrasings=4,
-                    optimiser=step(1e-3),
-                    epochs=2,
-                    **room(25),
-                ),
-                Stage(
-                    name="all_cla",
-                    train=ALL,
-                    tasks={"labels": 1.0},
-                    phrasings=4,
-                    optimiser=step(2e-4),
-                    epochs=2,
-                    **room(25),
-                ),
+                *classification(ALL, 2e-4, tokens=25),
                 Stage(name="all_mix", train=ALL, tasks=EVERYTHING, phrasings=4, optimiser=step(2e-4), **room(25)),
             ],
             decoding=Decoding(max_new_tokens=400, sample=True, temperature=0.1, top_p=0.95, top_k=500),

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from models.encoders.base import SAMPLE_RATE, AudioEncoder, EncoderSpec
-from models.encoders.frontend import EPSILON, FFT, HOP, KALDI_FFT, PREEMPHASIS, kaldi_filters
+from models.encoders.frontend import FFT, HOP, kaldi_fbank
 from models.encoders.loading import check_layer, fill
 from models.encoders.public import prefix_of, read_published
 from models.pretrained import seeded
@@ -54,23 +54,6 @@ class CavMaeConfig(BaseModel):
     def grid(self) -> tuple[int, int]:
         """Rows of frequency and steps of time."""
         return self.mel_bins // self.patch_size, self.audio_length // self.patch_size
-
-
-def hanning_fbank(waveform: Tensor, bins: int = 128) -> Tensor:
-    """Kaldi's log filter banks with a Hanning window, `(samples,)` → `(frames, bins)`; at least 400 samples.
-
-    Otherwise as `frontend.kaldi_fbank`: no dither, mean removed per window of 25 ms, pre-emphasis 0.97, power spectrum
-    of 512 points. `htk_compat` changes nothing without an energy column. Source: torchaudio's options in LTU's
-    `inference_gradio.py`.
-    """
-    frames = waveform.unfold(0, FFT, HOP)
-    frames = frames - frames.mean(dim=1, keepdim=True)
-    before = functional.pad(frames[:, None], (1, 0), mode="replicate")[:, 0, :-1]
-    frames = frames - PREEMPHASIS * before
-    window = torch.hann_window(FFT, periodic=False, dtype=torch.float64, device=waveform.device).to(waveform.dtype)
-    power = torch.fft.rfft(frames * window, KALDI_FFT).abs().square()
-    banks: Tensor = power @ kaldi_filters(bins, waveform.device).T
-    return banks.clamp_min(EPSILON).log()
 
 
 def grid_positions(rows: int, steps: int, width: int) -> Tensor:
@@ -208,7 +191,8 @@ class CavMaeEncoder(AudioEncoder):
         clip = clip - clip.mean() if len(clip) else clip
         clip = clip[: FFT + (self.config.audio_length - 1) * HOP]
         clip = functional.pad(clip, (0, max(0, FFT - len(clip))))
-        banks = hanning_fbank(clip, self.config.mel_bins)
+        # the official `htk_compat` changes nothing without an energy column
+        banks = kaldi_fbank(clip, self.config.mel_bins, "hanning")
         banks = functional.pad(banks, (0, 0, 0, self.config.audio_length - len(banks)))
         return (banks - MEAN) / DEVIATION
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -67,19 +68,21 @@ def kaldi_frames(samples: int) -> int:
     return max(0, 1 + (samples - FFT) // HOP)
 
 
-def kaldi_fbank(waveform: Tensor, bins: int = 128) -> Tensor:
+def kaldi_fbank(waveform: Tensor, bins: int = 128, window: Literal["povey", "hanning"] = "povey") -> Tensor:
     """Kaldi's log filter banks of one clip, `(samples,)` → `(frames, bins)`; at least 400 samples, no dither.
 
-    Per window of 25 ms: mean removed, pre-emphasis 0.97, Povey window, power spectrum of 512 points, natural log
-    floored at float32's epsilon. Source: compute-fbank-feats with torchaudio's defaults (`snip_edges`, `use_power`).
+    Per window of 25 ms: mean removed, pre-emphasis 0.97, Povey's or Hanning's window, power spectrum of 512 points,
+    natural log floored at float32's epsilon. Source: compute-fbank-feats with torchaudio's defaults (`snip_edges`,
+    `use_power`).
     """
     frames = waveform.unfold(0, FFT, HOP)
     frames = frames - frames.mean(dim=1, keepdim=True)
     before = functional.pad(frames[:, None], (1, 0), mode="replicate")[:, 0, :-1]
     frames = frames - PREEMPHASIS * before
     turns = torch.arange(FFT, device=waveform.device, dtype=torch.float64) * (2 * math.pi / (FFT - 1))
-    povey = (0.5 - 0.5 * turns.cos()).pow(0.85).to(waveform.dtype)
-    power = torch.fft.rfft(frames * povey, KALDI_FFT).abs().square()
+    hanning = 0.5 - 0.5 * turns.cos()
+    shape = (hanning if window == "hanning" else hanning.pow(0.85)).to(waveform.dtype)
+    power = torch.fft.rfft(frames * shape, KALDI_FFT).abs().square()
     banks: Tensor = power @ kaldi_filters(bins, waveform.device).T
     return banks.clamp_min(EPSILON).log()
 

@@ -6,19 +6,16 @@ from typing import Any
 
 import torch
 
-from components.batching.loader import feature_vector
-from components.batching.measure import ReadAudio
-from components.curriculum.examples import Examples
-from components.curriculum.tasks import TaskSample, samples_of
+from components.batching.loader import examples_among
+from components.curriculum.tasks import TaskSample
 from components.evaluation.answer import answer_all
 from components.evaluation.options import choose, options_of
-from components.shards.index import read_rows
+from components.shards.index import Rows, read_rows
 from components.training.weights import load_weights
 from models.contract import SpeechLLM
 from models.preset import Preset
-from models.recipe import Decoding
 from models.rendering import Audio
-from pipelines.workers.model import audio_of, trainable_model
+from pipelines.workers.model import StageAudio, trainable_model
 
 
 def answer_clips(settings: dict[str, Any]) -> list[dict[str, Any]]:
@@ -29,11 +26,12 @@ def answer_clips(settings: dict[str, Any]) -> list[dict[str, Any]]:
     """
     torch.set_num_threads(settings["threads"])
     model, tokenizer = trainable_model(settings)
-    recipe = Preset.model_validate(settings["preset"]).recipe
-    read = audio_of(settings, recipe.hears[-1], model).read
-    decoding = recipe.decoding
-    examples = _examples(settings, decoding, model, read)
-    samples = [(row, sample) for row in settings["rows"] for sample in _asked(row, settings["tasks"], examples)]
+    rows = read_rows(settings["audio_root"])
+    train = rows.where("split", "train")
+    read = StageAudio(settings, rows).of(-1, model).read
+    decoding = Preset.model_validate(settings["preset"]).recipe.decoding
+    examples = examples_among(train, decoding, model, read)
+    samples = [(row, sample) for row in settings["rows"] for sample in examples.samples(row, settings["tasks"])]
     prompts, seconds = [sample.prompt() for _, sample in samples], [row["seconds"] for row, _ in samples]
     audios = [[read(key) for key in sample.keys] for _, sample in samples]
     asked = _spread(len(samples), settings["baseline"])
@@ -43,7 +41,7 @@ def answer_clips(settings: dict[str, Any]) -> list[dict[str, Any]]:
     before = dict(zip(asked, untrained, strict=True))
     load_weights(settings["weights"], model)
     after = answer_all(model, tokenizer, prompts, audios, seconds, decoding)
-    chosen = _choices(settings, model, tokenizer, samples, audios)
+    chosen = _choices(train, model, tokenizer, samples, audios) if settings["options"] else {}
     return [
         {
             "key": sample.key,
@@ -61,35 +59,21 @@ def answer_clips(settings: dict[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def _asked(row: dict[str, Any], tasks: list[str], examples: Examples) -> list[TaskSample]:
-    """The tasks' samples of a row, behind the examples that the decoding asks for."""
-    found = [made.task for task in tasks for made in samples_of(row, task)]
-    return [sample for task in found for sample in samples_of(row, task, 1, examples.of(row, task))]
-
-
 def _choices(
-    settings: dict[str, Any],
+    train: Rows,
     model: SpeechLLM,
     tokenizer: Any,
     samples: list[tuple[dict[str, Any], TaskSample]],
     audios: list[list[Audio]],
 ) -> dict[int, str]:
     """Number of a sample -> the likeliest of its task's labels, which are those of the train split."""
-    train = read_rows(settings["audio_root"]).where("split", "train")
     found: dict[int, str] = {}
     for task in dict.fromkeys(sample.task for _, sample in samples):
-        options = options_of(train, task) if settings["options"] else []
+        options = options_of(train, task)
         asked = [i for i, (_, sample) in enumerate(samples) if sample.task == task and options]
         prompts, clips = [samples[i][1].prompt() for i in asked], [audios[i] for i in asked]
         found |= dict(zip(asked, choose(model, tokenizer, prompts, clips, options) if asked else [], strict=True))
     return found
-
-
-def _examples(settings: dict[str, Any], decoding: Decoding, model: SpeechLLM, read: ReadAudio) -> Examples:
-    if not decoding.shots:
-        return Examples()
-    train = read_rows(settings["audio_root"]).where("split", "train")
-    return Examples(train, decoding.shots, feature_vector(read) if decoding.nearest else None, model.several_clips)
 
 
 def _spread(count: int, most: int) -> list[int]:

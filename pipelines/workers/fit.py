@@ -13,9 +13,8 @@ from components.shards.index import read_rows
 from components.training.compute import Compute
 from components.training.fit import Fit, fit_stage, keep_fit
 from components.training.loop import Alone, StageLoop, make_stepper
-from models.preset import Preset
 from models.recipe import Stage
-from pipelines.workers.model import audio_of, on_device, stage_fit_key, trainable_model
+from pipelines.workers.model import StageAudio, on_device, stage_fit_key, trainable_model
 
 PROBED = 512  # clips that are measured: the longest of them stand for the longest of all
 
@@ -23,10 +22,11 @@ PROBED = 512  # clips that are measured: the longest of them stand for the longe
 def probe_stages(settings: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Stage name -> fit, kept in the lake. Settings: those of training, and `only` (a stage's name or None)."""
     torch.set_num_threads(settings["threads"])
-    rows = read_rows(settings["audio_root"]).where("split", "train")
+    every = read_rows(settings["audio_root"])
+    rows = every.where("split", "train")
     longest = np.argsort(-rows.table["seconds"].to_numpy(), kind="stable")[:PROBED]
     chosen = [rows[int(i)] for i in longest]
-    hears = Preset.model_validate(settings["preset"]).recipe.hears
+    audio = StageAudio(settings, every)
     found: dict[str, dict[str, Any]] = {}
     for number, (declared, _) in enumerate(settings["stages"]):
         stage = Stage.model_validate(declared)
@@ -34,7 +34,7 @@ def probe_stages(settings: dict[str, Any]) -> dict[str, dict[str, Any]]:
             continue
         model, tokenizer = on_device(trainable_model(settings))
         model.freeze(stage.train)
-        read = audio_of(settings, hears[number], model).read
+        read = audio.of(number, model).read
         data = stage_data(stage, chosen, model, tokenizer, read, settings["seed"] + number)
         if not (data.samples.labels > 0).any():
             continue

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any
 
 import torch
 
 from components.batching.stage_plan import lengths_only
 from components.features.store import FeatureStore
-from components.shards.index import Rows, read_rows
+from components.shards.index import Rows
 from components.shards.reader import ShardReader
 from components.training.compute import Compute
 from components.training.fit import Fit, device_name, find_fit, fit_key
@@ -69,11 +70,27 @@ class HeardAudio:
         return {role: encoder.output_length(samples) for role, encoder in self.encoders.items()}
 
 
-def audio_of(settings: dict[str, Any], hears: bool, model: SpeechLLM) -> CachedAudio | HeardAudio:
-    """Where a stage's audio comes from; `hears` as `Recipe.hears` says."""
-    if hears:
-        return HeardAudio(settings["audio_root"], read_rows(settings["audio_root"]), model)
-    return CachedAudio(settings["inputs"], type(model).read_roles)
+class StageAudio:
+    """Where the stages of a recipe get their audio from, as `Recipe.hears` says; each source is opened once.
+
+    Settings: arch, preset, inputs, audio_root. `rows`: the whole index.
+    """
+
+    def __init__(self, settings: dict[str, Any], rows: Rows) -> None:
+        self.settings, self.rows = settings, rows
+        self.hears = Preset.model_validate(settings["preset"]).recipe.hears
+        self.heard: HeardAudio | None = None
+
+    def of(self, stage: int, model: SpeechLLM) -> CachedAudio | HeardAudio:
+        """The audio of a stage by its number; -1 for what the trained model takes."""
+        if not self.hears[stage]:
+            return self.cached
+        self.heard = self.heard or HeardAudio(self.settings["audio_root"], self.rows, model)
+        return self.heard
+
+    @cached_property
+    def cached(self) -> CachedAudio:
+        return CachedAudio(self.settings["inputs"], load(self.settings["arch"]).read_roles)
 
 
 def trainable_model(settings: dict[str, Any]) -> tuple[SpeechLLM, Any]:

@@ -20,9 +20,8 @@ from components.training.precision import compute_dtype, store_frozen
 from components.training.weights import load_weights
 from infra import storage
 from models.contract import SpeechLLM
-from models.preset import Preset
 from models.recipe import Stage
-from pipelines.workers.model import audio_of, on_device, stage_fit, trainable_model
+from pipelines.workers.model import StageAudio, on_device, stage_fit, trainable_model
 
 PROGRESS_SECONDS = 1.0
 WEIGHTS, MANIFEST = "weights.safetensors", "manifest.json"
@@ -58,7 +57,7 @@ class Worker:
     compute: Compute
     rows: Rows
     stages: list[tuple[Stage, str]]
-    hears: list[bool]  # whether a stage takes the audio itself
+    audio: StageAudio
 
     def seed(self, number: int) -> int:
         return int(self.settings["seed"]) + number
@@ -73,13 +72,14 @@ def training_loop(settings: dict[str, Any]) -> None:
     torch.set_num_threads(settings["threads"])
     compute = Compute.model_validate(settings["compute"])
     tensorboard = settings["tensorboard"] if compute.tensorboard else None
+    rows = read_rows(settings["audio_root"])
     worker = Worker(
         settings,
         RayScheduler(settings["progress"], tensorboard),
         compute,
-        read_rows(settings["audio_root"]),
+        rows,
         [(Stage.model_validate(stage), url) for stage, url in settings["stages"]],
-        Preset.model_validate(settings["preset"]).recipe.hears,
+        StageAudio(settings, rows),
     )
     model, tokenizer = on_device(trainable_model(settings))
     trained: list[str] = []
@@ -101,7 +101,7 @@ def _train(worker: Worker, number: int, model: SpeechLLM, tokenizer: Any, traine
     train = worker.rows.where("split", "train")
     fit = stage_fit(worker.settings, stage)
     layout = chosen_layout(stage, model, fit.layout if fit else None)
-    audio = audio_of(worker.settings, worker.hears[number], model)
+    audio = worker.audio.of(number, model)
     if worker.scheduler.rank == 0:
         publish_plan(url, stage, train, model, tokenizer, audio.measure, worker.seed(number), layout, audio.read)
     _wait_for_all(worker)

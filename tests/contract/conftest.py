@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from components.batching.loader import StageData, stage_data, stage_examples
-from components.batching.measure import ReadAudio, stage_samples
+from components.batching.measure import ReadAudio
 from components.curriculum.examples import Examples
 from components.curriculum.tasks import TaskSample, select
 from models.architectures import load, names
@@ -59,7 +59,7 @@ class Subject:
         read = self.read(stage)
         pairs: list[Pair] = []
         for row in ROWS:
-            for sample in stage_samples(stage, row, self.examples(stage)):
+            for sample in self.examples(stage).samples(row, stage.tasks, stage.phrasings):
                 clips = [read(key) for key in sample.keys]
                 pairs.append((self.model.render(self.tokenizer, list(sample.messages), clips), clips))
         return pairs

@@ -17,6 +17,7 @@ from models.encoders.base import EncoderSpec
 from models.encoders.clap import ClapEncoder, Projection
 from models.encoders.clap_frontend import Windows, log_mel, mel_filters, peak_normalise, resample, resampled_length
 from models.encoders.htsat import from_htsat, htsat_ignored, htsat_renames, is_htsat
+from tests.models.encoder_helpers import clips
 
 SIZES = {
     "spec_size": 32,
@@ -29,12 +30,6 @@ SIZES = {
 TINY = SIZES | {"window_seconds": 0.4, "hop_seconds": 0.1, "projection": 12}
 PENGI = EncoderSpec(kind="clap", config=TINY)
 FLAMINGO = EncoderSpec(kind="clap", config=TINY | {"windows": 5, "peak_normalise": True})
-
-
-def clips(*lengths: int) -> list[Tensor]:
-    """Noise of changing loudness, always the same."""
-    generator = torch.Generator().manual_seed(7)
-    return [torch.randn(n, generator=generator) * 0.05 * (i + 1) for i, n in enumerate(lengths)]
 
 
 # ---- the published shape ----------------------------------------------------------------------------------------

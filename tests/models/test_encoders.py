@@ -8,11 +8,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 from models.encoders import EncoderSpec, build_encoder
 from models.encoders.beats import Attention, BeatsConfig, BeatsEncoder
 from models.encoders.frontend import kaldi_fbank, kaldi_filters, kaldi_frames, log_mel, normalise
+from tests.models.encoder_helpers import (
+    check_a_padded_batch_equals_each_clip_alone,
+    check_lengths_are_known_without_running,
+    check_what_lies_in_the_padding_does_not_matter,
+    clips,
+    kaldi_by_transformers,
+)
 
 MOONSHINE = {
     "hidden_size": 32,
@@ -54,49 +60,20 @@ SPECS = {
 }
 
 
-def clips(*lengths: int) -> list[Tensor]:
-    """Noise of changing loudness, different at each call's position but always the same."""
-    generator = torch.Generator().manual_seed(7)
-    return [torch.randn(n, generator=generator) * 0.05 * (i + 1) for i, n in enumerate(lengths)]
-
-
 @pytest.mark.parametrize("name", SPECS)
 def test_a_padded_batch_equals_each_clip_alone(name: str) -> None:
-    encoder = build_encoder(SPECS[name])
-    batch = clips(9000, 16161, 100, 4001, 894, 40000)
-    with torch.inference_mode():
-        together = encoder(batch)
-        alone = [encoder([clip])[0] for clip in batch]
-    for clip, one, other in zip(batch, together, alone, strict=True):
-        assert one.shape == other.shape == (encoder.output_length(len(clip)), encoder.width)
-        assert one.dtype == torch.float32
-        assert torch.isfinite(one).all()
-        assert (one - other).abs().max() < 1e-4
-    assert not torch.allclose(together[0][0], together[1][0], atol=1e-2)
+    check_a_padded_batch_equals_each_clip_alone(build_encoder(SPECS[name]), clips(9000, 16161, 100, 4001, 894, 40000))
 
 
 @pytest.mark.parametrize("name", ["moonshine", "whisper", "beats"])
 def test_what_lies_in_the_padding_does_not_matter(name: str) -> None:
-    encoder = build_encoder(SPECS[name])
-    lengths = torch.tensor([500, 5000])
-    silent = torch.nn.utils.rnn.pad_sequence(clips(500, 5000), batch_first=True)
-    loud = silent.clone()
-    loud[0, 500:] = 0.7
-    with torch.inference_mode():
-        first, second = encoder.encode(silent, lengths), encoder.encode(loud, lengths)
-    valid = encoder.frames_of(500)
-    assert torch.equal(first[0, :valid], second[0, :valid])
-    assert torch.equal(first[1], second[1])
+    check_what_lies_in_the_padding_does_not_matter(build_encoder(SPECS[name]), 500)
 
 
 @pytest.mark.parametrize("name", SPECS)
 def test_lengths_are_known_without_running(name: str) -> None:
-    encoder = build_encoder(SPECS[name])
-    batch = clips(1, 199, 200, 399, 400, 401, 560, 719, 720, 895, 1278, 1279, 1280, 2799, 2800, 31999, 32000, 32320)
-    with torch.inference_mode():
-        sizes = [len(frames) for frames in encoder(batch)]
-    assert sizes == [encoder.output_length(len(clip)) for clip in batch]
-    assert min(sizes) >= 1
+    lengths = (1, 199, 200, 399, 400, 401, 560, 719, 720, 895, 1278, 1279, 1280, 2799, 2800, 31999, 32000, 32320)
+    check_lengths_are_known_without_running(build_encoder(SPECS[name]), *lengths)
 
 
 def test_lengths_of_ten_seconds_and_nominal_rates() -> None:
@@ -194,26 +171,9 @@ def test_log_mel_equals_transformers() -> None:
 
 @pytest.mark.filterwarnings("ignore:At least one mel filter")
 def test_kaldi_fbank_equals_transformers() -> None:
-    from transformers.audio_utils import mel_filter_bank, spectrogram, window_function
-
     clip = clips(8123)[0] * 2**15
-    bank = {"norm": None, "mel_scale": "kaldi", "triangularize_in_mel_space": True}
-    filters = mel_filter_bank(257, 128, 20.0, 8000.0, 16000, **bank)
+    theirs, filters = kaldi_by_transformers(clip, "povey")
     assert np.abs(filters.T - kaldi_filters(128, torch.device("cpu")).numpy()).max() < 1e-6
-    theirs = spectrogram(
-        clip.numpy().astype(np.float64),
-        window_function(400, "povey", periodic=False),
-        400,
-        160,
-        fft_length=512,
-        power=2.0,
-        center=False,
-        preemphasis=0.97,
-        mel_filters=filters,
-        log_mel="log",
-        mel_floor=1.1920928955078125e-07,
-        remove_dc_offset=True,
-    ).T
     mine = kaldi_fbank(clip).numpy()
     assert mine.shape == theirs.shape == (kaldi_frames(8123), 128) == (49, 128)
     assert np.abs(mine - theirs).max() < 0.02  # float32 against float64, in the quietest cells

@@ -10,7 +10,6 @@ import pytest
 import soxr
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 from transformers import PreTrainedModel
 
 from models.encoders import AudioEncoder, EncoderSpec, build_encoder
@@ -19,6 +18,12 @@ from models.encoders.hubert import WaveformTransformer
 from models.encoders.mert import resample, resampled_length
 from models.encoders.parakeet import ParakeetEncoder
 from models.encoders.w2vbert import W2vBertEncoder
+from tests.models.encoder_helpers import (
+    check_a_padded_batch_equals_each_clip_alone,
+    check_lengths_are_known_without_running,
+    check_what_lies_in_the_padding_does_not_matter,
+    clips,
+)
 
 WIDTH, DEPTH = 32, 3
 SIZES: dict[str, Any] = {
@@ -46,11 +51,6 @@ SPECS = {kind: EncoderSpec(kind=kind, config=config) for kind, config in CONFIGS
 }
 
 
-def clips(*lengths: int) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(7)
-    return [torch.randn(n, generator=generator) * 0.05 * (i + 1) for i, n in enumerate(lengths)]
-
-
 def inside(encoder: AudioEncoder) -> PreTrainedModel:
     """transformers' model in an encoder."""
     found = encoder.layers if isinstance(encoder, ParakeetEncoder) else encoder.model
@@ -60,40 +60,18 @@ def inside(encoder: AudioEncoder) -> PreTrainedModel:
 
 @pytest.mark.parametrize("name", SPECS)
 def test_a_padded_batch_equals_each_clip_alone(name: str) -> None:
-    encoder = build_encoder(SPECS[name])
-    batch = clips(9000, 16161, 100, 4001, 894, 24000)
-    with torch.inference_mode():
-        together = encoder(batch)
-        alone = [encoder([clip])[0] for clip in batch]
-    for clip, one, other in zip(batch, together, alone, strict=True):
-        assert one.shape == other.shape == (encoder.output_length(len(clip)), encoder.width)
-        assert one.dtype == torch.float32
-        assert (one - other).abs().max() < 1e-4
-    assert not torch.allclose(together[0][0], together[1][0], atol=1e-2)
+    check_a_padded_batch_equals_each_clip_alone(build_encoder(SPECS[name]), clips(9000, 16161, 100, 4001, 894, 24000))
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_what_lies_in_the_padding_does_not_matter(name: str) -> None:
-    encoder = build_encoder(SPECS[name])
-    lengths = torch.tensor([900, 5000])
-    silent = torch.nn.utils.rnn.pad_sequence(clips(900, 5000), batch_first=True)
-    loud = silent.clone()
-    loud[0, 900:] = 0.7
-    with torch.inference_mode():
-        first, second = encoder.encode(silent, lengths), encoder.encode(loud, lengths)
-    valid = encoder.frames_of(900)
-    assert torch.equal(first[0, :valid], second[0, :valid])
-    assert torch.equal(first[1], second[1])
+    check_what_lies_in_the_padding_does_not_matter(build_encoder(SPECS[name]), 900)
 
 
 @pytest.mark.parametrize("name", SPECS)
 def test_lengths_are_known_without_running(name: str) -> None:
-    encoder = build_encoder(SPECS[name])
-    batch = clips(1, 2, 159, 160, 319, 320, 321, 399, 400, 401, 559, 560, 719, 720, 721, 1279, 1280, 1281, 2799, 32001)
-    with torch.inference_mode():
-        sizes = [len(frames) for frames in encoder(batch)]
-    assert sizes == [encoder.output_length(len(clip)) for clip in batch]
-    assert min(sizes) >= 1
+    lengths = (1, 2, 159, 160, 319, 320, 321, 399, 400, 401, 559, 560, 719, 720, 721, 1279, 1280, 1281, 2799, 32001)
+    check_lengths_are_known_without_running(build_encoder(SPECS[name]), *lengths)
 
 
 def test_published_sizes_and_rates() -> None:

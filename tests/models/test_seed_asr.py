@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from components.batching.loader import stage_examples
-from components.batching.measure import stage_samples
 from components.curriculum.tasks import question, samples_of
 from components.curriculum.wordings import WORDINGS
 from models.architectures import load
@@ -135,7 +134,7 @@ def test_a_context_holds_words_that_are_said_and_words_of_three_other_clips(mode
     stage = SeedASR.preset("paper").recipe.stages[1]
     examples = stage_examples(stage, ROWS, model, lambda key: CLIP)
     for row in ROWS:
-        plain, biased = stage_samples(stage, row, examples)
+        plain, biased = examples.samples(row, stage.tasks, stage.phrasings)
         assert plain.keys == biased.keys == (row["key"],)  # no other clip is heard
         assert len(plain.messages) == 2
         words = model.keywords(f"{WITH_CONTEXT} {context_of(str(biased.messages[0]['content'][1]['text']))}\n")

@@ -18,6 +18,7 @@ from models.encoders.recogniser import Recogniser
 from models.encoders.transcriber import TranscriberEncoder, as_bytes, transcript_of, without_hallucinations
 from models.sizes import WHISPER_LARGE_V2
 from models.tokenizers.bytes import byte_tokenizer
+from tests.models.encoder_helpers import clips
 
 VOCABULARY = 259
 MOONSHINE: dict[str, Any] = {
@@ -50,11 +51,6 @@ WHISPER: dict[str, Any] = {
     "init_std": 1.0,
 }
 LENGTHS = (9000, 16161, 100, 40000, 894, 32000)
-
-
-def clips(*lengths: int) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(7)
-    return [torch.randn(n, generator=generator) * 0.05 * (i + 1) for i, n in enumerate(lengths)]
 
 
 def transcriber(config: dict[str, Any], **entries: Any) -> TranscriberEncoder:
