@@ -44,7 +44,7 @@ class ConnectorCTC:
 
     def __call__(self, model: SpeechLLM, batch: Batch) -> tuple[Tensor, Tensor]:
         tokens, counts = model.connect(*model.sound(batch))
-        labels = _without_end(batch, self.blank)
+        labels = _without_end(batch)
         table = model.llm.get_input_embeddings().weight
         loss = connector_ctc(tokens, counts, labels, table, self.vocabulary, self.blank)
         return loss, torch.tensor(sum(map(len, labels)))
@@ -61,7 +61,7 @@ class LetterCTC:
 
     def __call__(self, model: SpeechLLM, batch: Batch) -> tuple[Tensor, Tensor]:
         logits, counts = model.spell(*model.sound(batch))
-        labels = _without_end(batch, self.tokenizer.eos_token_id)
+        labels = _without_end(batch)
         letters = [self.tokenizer.decode(row.tolist()).strip().lower().encode() for row in labels]
         loss = nn.functional.ctc_loss(
             logits.float().log_softmax(-1).transpose(0, 1),
@@ -106,6 +106,6 @@ def _log_probabilities(model: SpeechLLM, states: Tensor, tokens: Tensor) -> Tens
     return -nn.functional.cross_entropy(logits.float(), tokens, reduction="none")
 
 
-def _without_end(batch: Batch, end: int) -> list[Tensor]:
-    """The labels of each sample that CTC aligns; the end token is not spoken."""
-    return [row[(row != IGNORED) & (row != end)] for row in batch.label_sequences()]
+def _without_end(batch: Batch) -> list[Tensor]:
+    """The labels of each sample that CTC aligns; the last one, whichever token ends an answer, is not spoken."""
+    return [row[row != IGNORED][:-1] for row in batch.label_sequences()]

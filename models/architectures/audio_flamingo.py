@@ -22,7 +22,8 @@ Recipe: 1 pretrain: transformer and cross-attention, learning rate 1e-4, batch 3
 Deviations: no "The task is …" before a single request, which does not name its task; nor before a dialogue of one turn,
 which looks like one. In sft every sample has examples, officially most have none. Likeness is that of the encoder's own
 vectors, not of LAION-CLAP. OPT's table keeps its spare rows. Tokens a batch are chosen from the number of samples.
-`small`: Whisper-tiny averaged over half seconds, SmolLM2 with a cross-attention in every third layer, two examples.
+`small`: two layers of Whisper-tiny averaged over half seconds, one transformer layer, SmolLM2 with a cross-attention
+in every fifth layer, whose gate starts half open, as it would not open in a few hundred steps; two examples.
 """
 
 from __future__ import annotations
@@ -65,18 +66,28 @@ class Listener(nn.Module):
     """The audio transformer, and the cross-attention before each of the backbone's layers that has one.
 
     A sample has places for `clips` clips of `windows` windows; those without sound hold the vector of `silence`.
+    `opened` is what the gates of the cross-attention start with: 0 is closed.
     """
 
     silence: Tensor
 
     def __init__(
-        self, depth: int, llm_width: int, width: int, windows: int, clips: int, layers: int, ffn: int, every: int = 1
+        self,
+        depth: int,
+        llm_width: int,
+        width: int,
+        windows: int,
+        clips: int,
+        layers: int,
+        ffn: int,
+        every: int = 1,
+        opened: float = 0.0,
     ) -> None:
         super().__init__()
         self.windows, self.clips = windows, clips
         self.audio_transformer = AudioTransformer(width, layers=layers, ffn=ffn, positions=windows * clips)
         self.blocks = nn.ModuleDict(
-            {str(n): GatedCrossAttention(llm_width, width) for n in range(depth) if (n + 1) % every == 0}
+            {str(n): GatedCrossAttention(llm_width, width, opened=opened) for n in range(depth) if (n + 1) % every == 0}
         )
         self.register_buffer("silence", torch.zeros(width))
 
@@ -130,7 +141,7 @@ class AudioFlamingo(SpeechLLM):
     deviations: ClassVar[tuple[str, ...]] = (
         "no task description before a single request",
         "all samples of sft have examples, found by the encoder's own vectors",
-        "small: Whisper-tiny in CLAP's place, SmolLM2 with a cross-attention before every third layer in OPT's",
+        "small: Whisper-tiny in CLAP's place, SmolLM2 in OPT's, a cross-attention before every fifth layer, half open",
     )
 
     def __init__(self, config: SpeechLLMConfig, encoders: bool = True, llm: PreTrainedModel | None = None) -> None:
@@ -275,13 +286,20 @@ def _paper() -> Preset:
 def _small() -> Preset:
     weights = "earloom/smollm2-135m-instruct"
     stages = _stages(Optimiser(lr=1e-3, warmup=0.1), Optimiser(lr=1e-4, warmup=0.1), (200, 400), shots=2)
-    steps = {"pretrain": 150, "sft": 30, "chat": 20}
+    tasks = {"caption": 0.25, "labels": 1.0}
+    changes: dict[str, dict[str, Any]] = {
+        "pretrain": {"tasks": tasks, "epochs": 5, "max_steps": 200},
+        "sft": {"tasks": tasks, "max_steps": 15},
+        "chat": {"max_steps": 15},
+    }
     return Preset(
-        encoders={"audio": EncoderSpec(kind="whisper", weights="earloom/whisper-tiny-smart-turn", pool=25)},
-        connector={"width": 384, "windows": 16, "clips": 3, "layers": 3, "ffn": 768, "every": 3},
+        encoders={
+            "audio": EncoderSpec(kind="whisper", weights="earloom/whisper-tiny-smart-turn", layers=(1, 3), pool=25)
+        },
+        connector={"width": 768, "windows": 16, "clips": 3, "layers": 1, "ffn": 768, "every": 5, "opened": 0.5},
         backbone=Backbone(weights=weights, tokenizer=weights),
         recipe=Recipe(
-            stages=[stage.model_copy(update={"max_steps": steps[stage.name]}) for stage in stages],
+            stages=[stage.model_copy(update=changes[stage.name]) for stage in stages],
             decoding=Decoding(max_new_tokens=64),
         ),
     )

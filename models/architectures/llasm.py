@@ -207,7 +207,6 @@ def _small() -> Preset:
                     train=("connector", "llm"),
                     tasks={"asr": 1.0, "conversation": 1.0},
                     optimiser=Optimiser(lr=3e-4, warmup=0.1),
-                    epochs=2,
                     batch_tokens=300,
                 ),
             ],

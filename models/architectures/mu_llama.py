@@ -20,7 +20,8 @@ batches of 4 and 32: 1.6e-6 and 1.25e-4.
 
 Deviations: samples without audio hear nothing, the official code a second of silence. Its 150 epochs of pre-training
 are taken as 50ths of the data (`split_epoch 50`), three passes. Gradients are not clipped: nothing was found. Tokens a
-batch are chosen from the number of samples. `small`: Whisper-tiny's five states in MERT's place, SmolLM2 in LLaMA's.
+batch are chosen from the number of samples. `small`: Whisper-tiny's five states in MERT's place, SmolLM2 in LLaMA's;
+of the template the instruction alone, so that minutes suffice.
 """
 
 from __future__ import annotations
@@ -124,7 +125,7 @@ class MuLlama(SpeechLLM):
     deviations: ClassVar[tuple[str, ...]] = (
         "every prompt carries the input that a slip in the official code put there",
         "samples without audio hear nothing, where the official code plays silence",
-        "small: Whisper-tiny's states in MERT's place, SmolLM2 in LLaMA's",
+        "small: Whisper-tiny's states in MERT's place, SmolLM2 in LLaMA's, the template without its preamble",
     )
 
     def __init__(self, config: SpeechLLMConfig, encoders: bool = True, llm: PreTrainedModel | None = None) -> None:
@@ -141,10 +142,9 @@ class MuLlama(SpeechLLM):
         return {"paper": _paper, "small": _small, "tiny": _tiny}[name]()
 
     def build_connector(self, preset: Preset, llm_width: int) -> nn.Module:
-        config = self.llm.config
-        return ZeroAdapter(
-            **preset.connector, out=llm_width, layers=config.num_hidden_layers, heads=config.num_attention_heads
-        )
+        config, sizes = self.llm.config, dict(preset.connector)
+        self.template: str = sizes.pop("template", PROMPT)
+        return ZeroAdapter(**sizes, out=llm_width, layers=config.num_hidden_layers, heads=config.num_attention_heads)
 
     def build_parts(self, preset: Preset) -> None:
         """No further modules; transformers' switch for attention biases gives them to k and v as well."""
@@ -182,7 +182,7 @@ class MuLlama(SpeechLLM):
         rendered = Rendered()
         if any(map(has_audio, messages)):
             rendered.audio(0, filler=tokenizer.bos_token_id)
-        prompt = PROMPT.format(instruction=user_text(messages), input=INPUT)
+        prompt = self.template.format(instruction=user_text(messages), input=INPUT)
         rendered.tokens([tokenizer.bos_token_id]).text(tokenizer, prompt)
         answer = answer_text(messages)
         if answer is None:
@@ -193,8 +193,8 @@ class MuLlama(SpeechLLM):
 def _stages(pretrain: dict[str, Any], finetune: dict[str, Any], max_tokens: int = 2048) -> list[Stage]:
     shared: dict[str, Any] = {"tasks": {"conversation": 1.0, "caption": 1.0, "labels": 1.0}, "max_tokens": max_tokens}
     return [
-        Stage(name="pretrain", train=("connector",), **shared, **pretrain),
-        Stage(name="finetune", train=("norms", "biases", "lora"), **shared, **finetune),
+        Stage(name="pretrain", train=("connector",), **shared | pretrain),
+        Stage(name="finetune", train=("norms", "biases", "lora"), **shared | finetune),
     ]
 
 
@@ -228,19 +228,21 @@ def _paper() -> Preset:
 
 def _small() -> Preset:
     weights = "earloom/smollm2-135m-instruct"
+    short: dict[str, Any] = {"tasks": {"labels": 1.0, "caption": 0.25, "conversation": 1.0}}
+    short |= {"epochs": 8, "batch_tokens": 200}
     return Preset(
         encoders={
             "music": EncoderSpec(
                 kind="whisper", weights="earloom/whisper-tiny-smart-turn", layers=tuple(range(5)), pool=0
             )
         },
-        connector={"encoder_layers": 5, "width": 384, "adapted": 20, "blocks": 3},
+        connector={"encoder_layers": 5, "width": 384, "adapted": 20, "blocks": 3, "template": "{instruction}\n"},
         backbone=Backbone(weights=weights, tokenizer=weights, config=BIASES),
         lora=LoRA(rank=16, alpha=16, targets=PROJECTIONS),
         recipe=Recipe(
             stages=_stages(
-                {"optimiser": _adamw(5e-3, 0.1), "max_steps": 120, "batch_tokens": 200},
-                {"optimiser": _adamw(1e-3, 0.1), "max_steps": 120, "batch_tokens": 200},
+                {"optimiser": _adamw(1.5e-3, 0.1), "max_steps": 150, **short},
+                {"optimiser": _adamw(1e-3, 0.1), "max_steps": 170, **short},
             ),
             decoding=Decoding(max_new_tokens=64),
         ),

@@ -14,11 +14,11 @@ end. The request has 40 positions, and the words that stand there are replaced b
 Recipe: one stage on all tasks. HTSAT, its projection and both mappers learn, GPT-2 does not. The published numbers at
 hand are second-hand: Adam, 60 epochs, batch 384, learning rate 1e-4, 2000 steps of warm-up, then a linear decay.
 
-Deviations: the variant `base` reads the request with CLIP's text tower, pooled to one vector, and a mapper like that of
-the audio; here is the other released one, which needs no second tower. Longer clips give their first 7 s, the official
-code a random window. Decoding stops at the end token, the official code at the blank before it. HTSAT starts from
-CLAP 2023's weights: what the authors started from was not found. `small`: Whisper-tiny, averaged over the clip and
-trained, in HTSAT's place, SmolLM2 in GPT-2's; 10 audio vectors, 16 words.
+Deviations: the variant `base` reads the request with CLIP's text tower, pooled to one vector, and a mapper like that
+of the audio; here is the other released one, which needs no second tower. Longer clips give their first 7 s, the
+official code a random window. Decoding stops at the end token, the official code at the blank before it. HTSAT starts
+from CLAP 2023's weights: what the authors started from was not found. `small`: Whisper-tiny, averaged over the
+clip and frozen, in HTSAT's place, SmolLM2 in GPT-2's; 6 audio vectors, 10 words, mappers of two layers.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class Pengi(SpeechLLM):
     deviations: ClassVar[tuple[str, ...]] = (
         "the released variant base_no_text_enc: the request as word embeddings, without CLIP's text tower",
         "the first 7 s of a longer clip, not a random window",
-        "small: Whisper-tiny averaged over the clip, SmolLM2 in GPT-2's place, a prefix of 10 + 16",
+        "small: Whisper-tiny averaged over the clip, frozen, SmolLM2 in GPT-2's place, a prefix of 6 + 10",
     )
 
     @classmethod
@@ -133,7 +133,7 @@ class Pengi(SpeechLLM):
 
 
 def _stage(optimiser: Optimiser, **others: Any) -> Stage:
-    return Stage(name="train", train=TRAINED, tasks=TASKS, optimiser=optimiser, **others)
+    return Stage(name="train", optimiser=optimiser, **{"train": TRAINED, "tasks": TASKS} | others)
 
 
 def _paper() -> Preset:
@@ -151,13 +151,12 @@ def _paper() -> Preset:
 
 
 def _small() -> Preset:
-    encoder = {"encoder": Optimiser(lr=1e-4, warmup=0.1)}
     return Preset(
         encoders={"audio": EncoderSpec(kind="whisper", weights="earloom/whisper-tiny-smart-turn", pool=0)},
-        connector={"width": 384, "prefix": 10, "words": 16, "layers": 4, "heads": 8},
+        connector={"width": 384, "prefix": 6, "words": 10, "layers": 2, "heads": 8},
         backbone=Backbone(weights="earloom/smollm2-135m-instruct", tokenizer="earloom/smollm2-135m-instruct"),
         recipe=Recipe(
-            stages=[_stage(Optimiser(lr=1e-3, warmup=0.1), groups=encoder, epochs=1.25, batch_tokens=200)],
+            stages=[_stage(Optimiser(lr=1e-3, warmup=0.1), train=("connector",), epochs=5, batch_tokens=200)],
             decoding=Decoding(max_new_tokens=30),
         ),
     )

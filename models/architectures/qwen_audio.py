@@ -27,8 +27,8 @@ own, and what is spoken in a language without one, are asked as questions. Tasks
 `ln_post` starts at one and zero, not at Whisper's. No dynamic NTK and log-n scaling, which begin at 2048 tokens. The
 tokenizer is Qwen 1.5's plus the official extra tokens under their official ids. Qwen-7B's own files are not in
 transformers' layout: give a converted folder, or read Qwen-Audio's with `backbone.weights=null`.
-`small`: Moonshine and SmolLM2, tags without times and notes; stage 1 learns by CTC against the backbone's own frozen
-token embeddings, without a pass through it.
+`small`: Moonshine, frozen, and SmolLM2, tags without times and notes, no system block; stage 1 learns by CTC against
+the backbone's own frozen token embeddings, without a pass through it.
 """
 
 from __future__ import annotations
@@ -138,7 +138,7 @@ class QwenAudio(SpeechLLM):
         "labels without a tag of their own are asked as questions",
         "no SpecAugment; ln_post does not start at Whisper's; no dynamic NTK and log-n scaling beyond 2048 tokens",
         "the modules of Qwen 2 with Qwen-7B's sizes",
-        "small: Moonshine in Whisper's place, stage 1 learns by CTC against the frozen token embeddings",
+        "small: Moonshine, frozen, in Whisper's place; CTC against the frozen token embeddings in stage 1",
     )
 
     @classmethod
@@ -150,6 +150,7 @@ class QwenAudio(SpeechLLM):
         return vocabulary(numbered=preset.connector.get("numbered", False))
 
     def build_connector(self, preset: Preset, llm_width: int) -> nn.Module:
+        self.system: str = preset.connector.get("system", SYSTEM)
         return LinearProjector(preset.connector["width"], llm_width, pool=2, norm="affine")
 
     def build_parts(self, preset: Preset) -> None:
@@ -192,7 +193,9 @@ class QwenAudio(SpeechLLM):
 
     def _chat(self, tokenizer: PreTrainedTokenizerBase, conversation: list[Turn], clips: Sequence[Audio]) -> Rendered:
         """ChatML up to the last answer; the clips of each turn are counted from 1."""
-        rendered, waiting = Rendered().text(tokenizer, f"{START}system\n{SYSTEM}{TURN_END}\n"), list(clips)
+        rendered, waiting = Rendered(), list(clips)
+        if self.system:
+            rendered.text(tokenizer, f"{START}system\n{self.system}{TURN_END}\n")
         for turn in conversation:
             rendered.text(tokenizer, f"{START}user\n")
             for number in range(turn.clips):
@@ -249,26 +252,26 @@ def _paper() -> Preset:
 def _small() -> Preset:
     return Preset(
         encoders={"speech": EncoderSpec(kind="moonshine", weights="earloom/moonshine-tiny-en")},
-        connector={"width": 288},
+        connector={"width": 288, "system": ""},
         backbone=Backbone(weights="earloom/smollm2-135m-instruct", tokenizer="earloom/smollm2-135m-instruct"),
         recipe=Recipe(
             stages=[
                 Stage(
                     name="pretrain",
-                    train=HEARING,
+                    train=HEARING[1:],
                     phrasings=0,
                     loss="ctc",
                     optimiser=Optimiser(lr=2e-3, warmup=0.1),
-                    groups={"encoder": Optimiser(lr=1e-4, warmup=0.1)},
-                    epochs=2,
+                    epochs=10,
                     batch_tokens=800,
                 ),
                 Stage(
                     name="sft",
                     train=("llm",),
-                    tasks={"asr": 0.25, "labels": 0.75, "caption": 0.25},
+                    tasks={"labels": 1.0, "caption": 0.25},
                     optimiser=Optimiser(lr=2e-4, warmup=0.1),
-                    batch_tokens=200,
+                    epochs=1.3,
+                    batch_tokens=300,
                 ),
             ],
             decoding=Decoding(max_new_tokens=64),

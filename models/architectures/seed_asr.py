@@ -168,7 +168,7 @@ def _small() -> Preset:
             stages=[
                 sft.model_copy(update={"loss": "ctc", "epochs": 2}),
                 context.model_copy(update={"tasks": {"asr": 1.0, "biased_asr": 0.25}}),
-                rl.model_copy(update={"max_steps": 10, "tasks": {"asr": 1.0, "biased_asr": 0.25}}),
+                rl.model_copy(update={"max_steps": 6, "tasks": {"asr": 1.0, "biased_asr": 0.25}}),
             ],
             decoding=Decoding(max_new_tokens=64),
         ),

@@ -12,10 +12,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from models.architectures.qwen_audio import QwenAudio, between, vocabulary
+from models.batch import collate
 from models.checkpoints import expected, import_into, map_state
 from models.contract import SpeechLLM
 from models.encoders import build_encoder
 from models.encoders.base import EncoderSpec
+from models.objectives import ConnectorCTC
 from models.pretrained import load_tokenizer
 from models.rendering import IGNORED, Audio, Message, Rendered
 from models.sizes import WHISPER_TINY_RANDOM
@@ -291,3 +293,16 @@ def test_a_file_of_the_published_size_is_expected_whole(paper: SpeechLLM) -> Non
     positions = "encoders.speech.layers.embed_positions.weight"
     assert set(mapped) == expected(paper, QwenAudio.checkpoint) | {positions}
     assert sum(value.numel() for value in mapped.values()) - mapped[positions].numel() == 8_394_302_464
+
+
+@pytest.mark.parametrize("request_text", [TRANSCRIBE, "What is said?"])
+def test_ctc_leaves_out_the_end_whichever_token_it_is(tiny: QwenAudio, request_text: str) -> None:
+    """Tagged answers end with <|endoftext|>, those of a chat with <|im_end|>: neither is spoken."""
+    audio = clip(40)
+    rendered = tiny.render(TOKENIZER, [user(request_text), says("yes")], [audio])
+    spoken = sum(label != IGNORED for label in rendered.labels) - 1
+    assert spoken == len("yes")
+    batch = collate([(rendered, [audio])], TOKENIZER.pad_token_id)
+    vocabulary_ids = torch.tensor(sorted({*rendered.labels, TOKENIZER.eos_token_id} - {IGNORED}))
+    _, counted = ConnectorCTC(vocabulary_ids, TOKENIZER.eos_token_id)(tiny, batch)
+    assert int(counted) == spoken
