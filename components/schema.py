@@ -45,6 +45,9 @@ class Recording(Strict):
     url: str
     digest: str  # sha256 of the bytes (local file) or of ETag and size (remote)
     annotation: Annotation
+    start: float = 0.0  # seconds into the file at which the recording begins
+    duration: float | None = None  # seconds; None: to the end of the file
+    inside: str | None = None  # where in a container it lies: "bytes 1536 8000" of a tar, "row 17 audio" of a table
 
 
 class Clip(Annotation):
@@ -54,9 +57,11 @@ class Clip(Annotation):
     seconds: float
     samples: int  # at SAMPLE_RATE, mono
     sample_rate: int = SAMPLE_RATE
-    audio_digest: str  # sha256 of the decoded 16-bit samples
+    start: float = 0.0  # seconds into the file at which the clip was cut out
+    audio_digest: str  # of the decoded 16-bit samples, or as components/shards/digests.py says
     original: str  # name of the file it came from, relative to the source
     marks: tuple[str, ...] = ()  # what was noticed or mended: "clipped", "silent", "downmixed 8 channels", ...
+    quality: dict[str, float] = Field(default_factory=dict)  # what components/audio/quality.py measured, if it did
 
 
 class Reject(Strict):
@@ -65,6 +70,7 @@ class Reject(Strict):
     original: str
     id: str
     reason: str
+    step: str = "read"  # which step set it aside: read, decode, seconds, snr, bandwidth, clipped, text, duplicate, leak
 
 
 class ShardInfo(Strict):
@@ -90,9 +96,12 @@ class AudioManifest(Strict):
     seconds: float
     rejected: int
     splits: dict[str, int]
+    asides: dict[str, int] = Field(default_factory=dict)  # rejected inputs by the step that set them aside
     config: dict[str, Any]
     sources: tuple[str, ...]
     licences: dict[str, int]
+    index_sha256: str = ""  # of samples.parquet
+    seal: str = ""  # see components/seal.py
 
 
 class FeatureManifest(Strict):

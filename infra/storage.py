@@ -1,8 +1,9 @@
 """One way to reach the lake: open, list and publish files at any fsspec URL or plain path.
 
 Every write is atomic: a reader sees the old bytes or the new ones, never a part. Locally that is a file in the same
-folder, forced to the disk and then renamed or linked; in an object store it is a single put. Files that are still
-being written have names that begin with `.tmp-` or lie in a folder `.scratch`; no listing here shows them.
+folder, forced to the disk and then renamed or linked; in an object store it is a single put, or parts that become
+one object at the end. What comes from a store is checked (`infra/objects.py`). Files that are still being written
+have names that begin with `.tmp-` or lie in a folder `.scratch`; no listing here shows them.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from infra import disk, stores
+from infra import disk, objects, stores, uploads
 from infra.disk import UNFINISHED
 from infra.stores import shown
 
@@ -90,7 +91,7 @@ def read_bytes(url: str) -> bytes:
         path = local_path(url)
         disk.regular(path)
         return path.read_bytes()
-    return stores.attempt(url, lambda files, path: bytes(files.cat_file(path)))
+    return objects.read(url)
 
 
 def read_range(url: str, offset: int, length: int) -> bytes:
@@ -101,9 +102,7 @@ def read_range(url: str, offset: int, length: int) -> bytes:
         with open(local_path(url), "rb") as file:
             file.seek(offset)
             return file.read(length)
-    if not length:
-        return b""
-    return stores.attempt(url, lambda files, path: bytes(files.cat_file(path, start=offset, end=offset + length)))
+    return objects.read_range(url, offset, length) if length else b""
 
 
 def read_text(url: str) -> str:
@@ -124,16 +123,13 @@ def open_read(url: str) -> BinaryIO:
     """A file to read from and to seek in; close it."""
     if is_local(url):
         return open(local_path(url), "rb")
-    if url.startswith("memory://"):
-        return io.BytesIO(read_bytes(url))  # the file system hands out one object, with one position, to everybody
-    options = {"block_size": BLOCK, "cache_type": "readahead"}
-    return cast(BinaryIO, stores.attempt(url, lambda files, path: files.open(path, "rb", **options)))
+    return cast(BinaryIO, io.BufferedReader(objects.Reader(url), BLOCK))
 
 
 def list_names(url: str) -> list[str]:
     """Names of the files and folders directly in a folder, sorted; empty if there is no such folder."""
     try:
-        names = os.listdir(local_path(url)) if is_local(url) else stores.attempt(url, stores.names_in)
+        names = os.listdir(local_path(url)) if is_local(url) else list(objects.names(url, deep=False))
     except (FileNotFoundError, NotADirectoryError):
         return []
     return sorted(name for name in names if name and not name.startswith(UNFINISHED))
@@ -147,21 +143,22 @@ def find(url: str, suffixes: tuple[str, ...] | None = None) -> list[str]:
     if is_local(url):
         names = list(disk.walk(local_path(url)))
     else:
-        names = stores.attempt(url, stores.names_below)
-        names = [name for name in names if name and not name.endswith("/")]
+        names = [name for name in objects.names(url, deep=True) if name and not name.endswith("/")]
         names = [name for name in names if not any(part.startswith(UNFINISHED) for part in name.split("/"))]
     return sorted(name for name in names if suffixes is None or name.lower().endswith(suffixes))
 
 
-def local_copy(url: str, folder: Path) -> Path:
-    """The file itself if it is local, else a copy of it in `folder`."""
+def local_copy(url: str, folder: Path, sha256: str | None = None) -> Path:
+    """The file itself if it is local, else a copy of it in `folder`. ValueError if its digest is not `sha256`."""
     if is_local(url):
         path = local_path(url)
         disk.regular(path)
+        if sha256 is not None and fingerprint(url) != sha256:
+            raise ValueError(f"{url} has not the sha256 {sha256}: remove it and run the stage that writes it again")
         return path
     target = folder / _pieces(url.rpartition("/")[2])[0]
     with disk.unfinished(target) as temporary:
-        stores.attempt(url, lambda files, path: files.get_file(path, str(temporary)))
+        objects.download(url, temporary, sha256)
         os.replace(temporary, target)
     return target
 
@@ -187,7 +184,7 @@ def fingerprint(url: str) -> str:
 def write_bytes(url: str, data: bytes) -> None:
     """Write or replace a file, atomically."""
     if not is_local(url):
-        stores.attempt(url, lambda files, path: stores.put(files, path, data))
+        uploads.write(url, data)
         return
     target = local_path(url)
     with disk.unfinished(target) as temporary:
@@ -207,12 +204,9 @@ def write_json(url: str, value: Any) -> None:
 
 
 def publish_bytes(url: str, data: bytes) -> bool:
-    """Write a file only if there is none; True if it was this call that wrote it, however many raced.
-
-    After a lost reply of a store the answer may be False although the bytes are those of this call: compare them.
-    """
+    """Write a file only if there is none; True if it was this call that wrote it, however many raced."""
     if not is_local(url):
-        return stores.attempt(url, lambda files, path: stores.create(files, path, data))
+        return uploads.publish(url, data)
     target = local_path(url)
     with disk.unfinished(target) as temporary:
         disk.fill(temporary, data)
@@ -224,7 +218,7 @@ def publish_bytes(url: str, data: bytes) -> bool:
 def upload(local: Path, url: str) -> None:
     """Bring a finished local file to its place, atomically; it is moved if that place is on the same disk."""
     if not is_local(url):
-        stores.attempt(url, lambda files, path: files.put_file(str(local), path))
+        uploads.send(url, local)
         return
     target = local_path(url)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -250,8 +244,12 @@ def upload_folder(local: Path, url: str) -> None:
         else:
             upload(source, target)
 
+    names = find(str(local))
+    large = [name for name in names if (local / name).stat().st_size > objects.PART]  # these go in parts, in parallel
     with ThreadPoolExecutor(1 if is_local(url) else THREADS) as pool:
-        list(pool.map(copy, find(str(local))))
+        list(pool.map(copy, [name for name in names if name not in set(large)]))
+    for name in large:
+        copy(name)
 
 
 def remove_tree(url: str) -> None:

@@ -1,15 +1,13 @@
-"""Files of object stores and other machines: calls that are tried again, and refusals that tell no secret."""
+"""Object stores and other machines: calls that are tried again and end in time, refusals that tell no secret."""
 
 from __future__ import annotations
 
-import errno
 import os
 import random
 import re
-import threading
 import time
 from collections.abc import Callable
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from typing import Any, TypeVar, cast
 
 import fsspec
@@ -17,15 +15,29 @@ from fsspec import AbstractFileSystem
 
 T = TypeVar("T")
 
-WAITS = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 16.0)  # seconds between the tries of a call: an outage of half a minute passes
+# Seconds between the tries of a call, each times a random 0.5 to 1.5: an outage of half a minute passes.
+WAITS = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 16.0)
+LIMIT = 120.0  # seconds after which no further try of a call begins
+CONNECT = 5.0  # seconds in which a connection stands
+SILENCE = 20.0  # seconds in which a server says something
 
 # File systems that remember listings, which other processes make wrong.
 LISTED = ("s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "http", "https")
+S3 = ("s3", "s3a")
+
+
+class WrongBytes(OSError):
+    """What came is not what the store says it holds."""
+
+
+class Replaced(OSError):
+    """The file is no longer the one that was asked for: its checksum in the store has changed."""
+
+
 PERMANENT: tuple[type[Exception], ...] = (
-    *(FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError),
+    *(Replaced, FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError),
     *(NotImplementedError, ValueError, TypeError, AttributeError, LookupError, ImportError),
 )
-_MEMORY = threading.Lock()  # memory:// looks first and writes then
 
 
 def _remote(url: str) -> tuple[AbstractFileSystem, str]:
@@ -35,12 +47,31 @@ def _remote(url: str) -> tuple[AbstractFileSystem, str]:
     except (ImportError, ValueError) as error:
         raise ValueError(f"{shown(url)} cannot be opened ({error}): install that package or correct the URL") from None
     options = kind._get_kwargs_from_urls(url) | ({"use_listings_cache": False} if protocol in LISTED else {})
-    return kind(**options), kind._strip_protocol(url).rstrip("/")
+    if protocol in S3:
+        options |= {"config_kwargs": _patience() | fsspec.config.conf.get("s3", {}).get("config_kwargs", {})}
+    files = kind(**options)
+    if protocol in S3:
+        files.retries = 1
+    return files, kind._strip_protocol(url).rstrip("/")
+
+
+def _patience() -> dict[str, Any]:
+    """How long an S3 client waits. It tries once: `attempt` is the one place where calls are tried again.
+
+    With the tries of botocore (5) and of s3fs (5) inside ours, a server that never answers would hold us for an hour.
+    """
+    limits = {"connect_timeout": CONNECT, "read_timeout": SILENCE, "max_pool_connections": 64}
+    return limits | {"retries": {"total_max_attempts": 1}}
 
 
 def attempt(url: str, action: Callable[[AbstractFileSystem, str], T]) -> T:
-    """`action` on the file system and path of a URL, again after a while if the reason may pass."""
+    """`action` on the file system and path of a URL, again after a while if the reason may pass.
+
+    Raises OSError that names the URL and the remedy when `WAITS` or `LIMIT` is used up. `action` has time limits of
+    its own (`CONNECT`, `SILENCE`), so that the whole ends within `LIMIT` and one call.
+    """
     files, path = _remote(url)
+    end = time.monotonic() + LIMIT
     for wait in (*WAITS, None):
         try:
             return action(files, path)
@@ -48,13 +79,23 @@ def attempt(url: str, action: Callable[[AbstractFileSystem, str], T]) -> T:
             kind = next(kind for kind in PERMANENT if isinstance(error, kind))
             raise kind(f"{shown(url)}: {shown(str(error)) or kind.__name__}") from None
         except Exception as error:  # noqa: BLE001 each store has exceptions of its own, and no common base
-            if wait is None or "Credential" in type(error).__name__:
-                raise OSError(
-                    f"{shown(url)} cannot be reached ({type(error).__name__}: {shown(str(error))}): "
-                    "check the network, the endpoint and the credentials"
-                ) from None
-            time.sleep(wait * (0.5 + random.random()))
+            pause = None if wait is None else wait * (0.5 + random.random())
+            if pause is None or time.monotonic() + pause > end or "Credential" in type(error).__name__:
+                raise _refusal(url, error) from None
+            time.sleep(pause)
     raise AssertionError("unreachable: the last try returns or raises")
+
+
+def _refusal(url: str, error: Exception) -> OSError:
+    if isinstance(error, WrongBytes):
+        return WrongBytes(
+            f"{shown(url)}: {shown(str(error))}, at every try: check what lies between here and the store, "
+            "or remove the file and run its stage again"
+        )
+    return OSError(
+        f"{shown(url)} cannot be reached ({type(error).__name__}: {shown(str(error))}): "
+        "check the network, the endpoint and the credentials"
+    )
 
 
 def info(url: str) -> dict[str, Any]:
@@ -74,23 +115,6 @@ def names_below(files: AbstractFileSystem, path: str) -> list[str]:
         return [str(name)[len(path) :].lstrip("/") for name in files.find(path)]
     except FileNotFoundError:
         return []
-
-
-def put(files: AbstractFileSystem, path: str, data: bytes) -> None:
-    files.pipe_file(path, bytes(data))
-
-
-def create(files: AbstractFileSystem, path: str, data: bytes) -> bool:
-    """Write a file if there is none; whether it was written."""
-    try:
-        with _MEMORY if files.protocol == "memory" else nullcontext():
-            files.pipe_file(path, bytes(data), mode="create")
-    except OSError as error:
-        # Stores refuse with FileExistsError or, SeaweedFS among them, with a bare EINVAL that may mean other things.
-        if not (isinstance(error, FileExistsError) or error.errno == errno.EINVAL) or not files.exists(path):
-            raise
-        return False
-    return True
 
 
 def remove(files: AbstractFileSystem, path: str) -> None:

@@ -96,6 +96,11 @@ class SpeechLLM(PreTrainedModel):
         raise NotImplementedError
 
     @classmethod
+    def mean_pool(cls, preset: Preset) -> int:
+        """Over how many frames the connector takes the mean before all else: a cache may keep the means alone."""
+        return 1
+
+    @classmethod
     def added_tokens(cls, preset: Preset) -> list[str]:
         """Tokens appended to the backbone's vocabulary, in order."""
         return []

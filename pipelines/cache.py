@@ -6,9 +6,10 @@ import time
 
 from prefect import flow, task
 
-from components.features.cost import estimate
+from components.features.cost import account, estimate
+from components.features.form import BF16, form_of, refuse_pool
 from components.features.key import feature_key
-from components.features.store import publish_features, up_to_date
+from components.features.store import FeatureStore, publish_features, up_to_date
 from components.schema import FeatureManifest, StageReport
 from components.shards.index import read_index
 from infra import storage
@@ -30,14 +31,37 @@ def cache(config: RunConfig) -> list[StageReport]:
     if not work.cached:
         note = "not needed: the encoder is trained, so the stages hear the audio itself"
         return [StageReport(stage="cache", state="up to date", note=note)]
-    reports = [cache_features(work)]
+    reports = [fit_components(work)] if any(form.dims for form in work.forms.values()) else []
+    reports.append(cache_features(work))
     if work.preset.units is not None:
         reports += [fit_codebook(work), cache_units(work)]
     return reports
 
 
+@task(name="fit principal components")
+def fit_components(work: Workspace) -> StageReport:
+    """Of the frames of the train split, for each encoder: what a form such as pca-256-int8 is made with."""
+    began = time.monotonic()
+    before = storage.list_names(storage.join(work.config.lake, "projections"))
+    made = work.projections
+    there = sum(name in before for _, name in made.values())
+    return StageReport(
+        stage="components",
+        state="up to date" if there == len(made) else "done",
+        unit="encoders",
+        done=len(made) - there,
+        reused=there,
+        seconds=time.monotonic() - began,
+        note=", ".join(f"{role} {name}" for role, (_, name) in made.items()),
+        url=next(url for url, _ in made.values()),
+    )
+
+
 @task(name="cache features")
 def cache_features(work: Workspace) -> StageReport:
+    """The frames of every clip, in the form that the run asks for."""
+    for role in work.feature_roots:
+        refuse_pool(work.forms[role], work.architecture.mean_pool(work.preset), work.architecture.connector_name)
     return _fill(work, "cache", work.feature_roots, None)
 
 
@@ -78,18 +102,22 @@ def _fill(work: Workspace, name: str, roots: dict[str, str], codebook: tuple[str
             state="up to date",
             reused=shards,
             seconds=time.monotonic() - began,
-            note=_note(there),
+            note=_note(there, roots),
             url=next(iter(roots.values())),
         )
     sources = dict(zip(roots, work.encoders, strict=False)) if codebook else {role: role for role in roots}
     index = read_index(work.audio_root)
     for role, root in roots.items():
-        console.print(f"  {role}: {estimate(index, work.encoders[sources[role]], root, units=codebook is not None)}")
+        form = BF16 if codebook else work.forms[role]
+        cost = estimate(index, work.encoders[sources[role]], root, units=codebook is not None, form=form)
+        console.print(f"  {role}: {cost}")
     missing = {sources[role]: root for role, root in roots.items() if there[role] is None}
     reused = _extract(work, missing, codebook)
     for role, root in roots.items():
-        key = feature_key(work.encoders[sources[role]], codebook[1] if codebook else None)
-        there[role] = there[role] or publish_features(root, key, audio)
+        if there[role] is None:
+            url = None if codebook else work.projections.get(role, (None, None))[0]
+            key = feature_key(work.encoders[sources[role]], codebook[1]) if codebook else work.key_of(role)
+            there[role] = publish_features(root, key, audio, url)
     reused += len(audio.shards) * (len(roots) - len(missing))
     return StageReport(
         stage=name,
@@ -97,7 +125,7 @@ def _fill(work: Workspace, name: str, roots: dict[str, str], codebook: tuple[str
         done=shards - reused,
         reused=reused,
         seconds=time.monotonic() - began,
-        note=_note(there),
+        note=_note(there, roots),
         url=next(iter(roots.values())),
     )
 
@@ -106,7 +134,9 @@ def _extract(work: Workspace, roots: dict[str, str], codebook: tuple[str, str] |
     """Fill the caches; returns how many parts an earlier run had finished."""
     preset = work.preset.model_dump(mode="json")
     keys = {role: feature_key(work.encoders[role]) for role in roots}
-    arguments = (preset, work.audio_root, roots, keys, codebook[0] if codebook else None)
+    forms = {} if codebook else {role: str(work.forms[role]) for role in roots}
+    urls = {} if codebook else {role: url for role, (url, _) in work.projections.items() if role in roots}
+    arguments = (preset, work.audio_root, roots, keys, codebook[0] if codebook else None, forms, urls)
     reused = 0
     with Work("cache", len(work.audio.shards), "shards") as progress:
         for number, (shard, parts) in enumerate(
@@ -121,5 +151,13 @@ def _extract(work: Workspace, roots: dict[str, str], codebook: tuple[str, str] |
     return reused
 
 
-def _note(there: dict[str, FeatureManifest | None]) -> str:
-    return ", ".join(f"{role} {m.frames:,} frames x {m.width}" for role, m in there.items() if m is not None)
+def _note(there: dict[str, FeatureManifest | None], roots: dict[str, str]) -> str:
+    """Of each role what is stored: frames and width or, unless that is plain bfloat16, the form and its bytes."""
+    notes = []
+    for role, manifest in there.items():
+        if manifest is not None and form_of(manifest.key) == BF16:
+            notes.append(f"{role} {manifest.frames:,} frames x {manifest.width}")
+        elif manifest is not None:
+            stored = f"{form_of(manifest.key)}: {account(FeatureStore(roots[role]))}"
+            notes.append(f"{role} {manifest.width} wide as {stored}")
+    return ", ".join(notes)

@@ -6,6 +6,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pipelines import lake_commands
+from pipelines.lake_commands import Lake
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -28,9 +31,6 @@ Data = Annotated[
 ]
 RecipeFile = Annotated[
     str | None, typer.Option("--recipe", help="YAML file with settings, as `earloom recipe show` prints them.")
-]
-Lake = Annotated[
-    str | None, typer.Option("--lake", help="Where artefacts live; a path or URL. Default: $EARLOOM_LAKE or ./lake.")
 ]
 Settings = Annotated[
     list[str] | None,
@@ -245,6 +245,9 @@ def listen(
 
     config = RunConfig(arch="-", data="-", tracking_uri=tracking_uri, **({"lake": lake} if lake else {}))
     typer.echo(answer(model, file, question, Workspace(config).tracking_uri))
+
+
+lake_commands.add_to(app)
 
 
 @app.command(epilog="Example: earloom architectures --markdown")

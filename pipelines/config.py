@@ -7,6 +7,8 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
+from components.features.form import FORMS
+from components.shards.settings import Ingest
 from components.training.compute import Compute
 from models.recipe import Declared
 
@@ -33,6 +35,12 @@ class RunConfig(Declared):
     )
     dataset: str | None = Field(None, description="name of the data set; default: the folder's name")
     per_shard: int = Field(256, ge=1, description="recordings a shard")
+    ingest: Ingest = Field(default_factory=Ingest, description="what is done with audio besides decoding it")
+    features: str = Field(
+        "bf16",
+        pattern=FORMS,
+        description="how cached frames are stored: bf16, int8, pca-256-int8; pool-2- before one keeps means of two",
+    )
     workers: int = Field(1, ge=1, description="training processes")
     compute: Compute = Field(
         default_factory=Compute, description="how training is computed; what is learnt does not depend on it"

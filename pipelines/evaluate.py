@@ -11,6 +11,7 @@ from prefect.artifacts import create_table_artifact
 
 from components.curriculum.tasks import samples_of
 from components.evaluation.metrics import Hypothesis, Scores, flat, main_metric, score, score_before
+from components.registry.records import INPUTS, inputs
 from components.schema import StageReport
 from components.shards.index import read_rows
 from infra import storage
@@ -73,6 +74,8 @@ def evaluate_model(work: Workspace) -> StageReport:
         "threads": work.config.cores(),
         "baseline": work.config.baseline_clips,
     }
+    made_from = inputs([work.audio], list(work.features.values()), [url for _, url in work.stages])
+    storage.write_json(storage.join(work.run_root, INPUTS), made_from)
     hypotheses = [Hypothesis.model_validate(line) for line in remote.call(work.config, answer_clips, settings)]
     scores, before = score(hypotheses), score_before(hypotheses)
     storage.write_text(storage.join(root, HYPOTHESES), "".join(h.model_dump_json() + "\n" for h in hypotheses))

@@ -7,15 +7,16 @@ from typing import Any
 
 from prefect import flow, task
 
-from components.schema import Reject, StageReport
+from components.audio.vad import check_model
+from components.schema import AudioManifest, Reject, StageReport
+from components.shards.card import write_card
 from components.shards.group import plan_groups, set_duplicates_aside
-from components.shards.ingest import ingest_config
 from components.shards.publish import publish, up_to_date
 from infra import storage
 from pipelines import remote
 from pipelines.config import RunConfig
 from pipelines.locate import Workspace
-from pipelines.progress import Work
+from pipelines.progress import Work, console
 from pipelines.workers.ingest import careful_ingester, ingester
 from pipelines.workspace import workspace
 
@@ -35,38 +36,54 @@ def ingest_audio(work: Workspace) -> StageReport:
     root = work.audio_root
     done = up_to_date(root)
     if done is not None:
-        note = f"{done.samples:,} clips, {done.seconds / 60:.1f} min, {done.rejected} set aside"
         return StageReport(
             stage="ingest",
             state="up to date",
             reused=len(done.shards),
             seconds=time.monotonic() - began,
-            note=note,
+            note=_note(done),
             url=root,
         )
+    if work.config.ingest.cut == "speech":
+        check_model()
     recordings, rejects = work.sources
     kept, doubled = set_duplicates_aside(recordings, work.config.data)
     groups = plan_groups(kept, work.config.per_shard)
     reused = _run(work, list(enumerate(groups)))
     aside: list[Reject] = [*rejects, *doubled]
     manifest = publish(
-        root, work.dataset, work.version, groups, aside, ingest_config(work.config.per_shard), work.config.data
+        root, work.dataset, work.version, groups, aside, work.config.data, work.config.per_shard, work.config.ingest
     )
-    note = f"{manifest.samples:,} clips, {manifest.seconds / 60:.1f} min, {manifest.rejected} set aside"
     return StageReport(
         stage="ingest",
         state="resumed" if reused else "done",
         done=len(manifest.shards) - reused,
         reused=reused,
         seconds=time.monotonic() - began,
-        note=note,
-        url=root,
+        note=_note(manifest),
+        url=_card(root),
     )
+
+
+def _note(manifest: AudioManifest) -> str:
+    """What is there, and which steps set how many aside."""
+    steps = ", ".join(f"{count} {step}" for step, count in manifest.asides.items())
+    aside = f"{manifest.rejected} set aside" + (f" ({steps})" if steps else "")
+    return f"{manifest.samples:,} clips, {manifest.seconds / 60:.1f} min, {aside}"
+
+
+def _card(root: str) -> str:
+    """URL of the data set's page; of the data set where the page cannot be made, which costs nobody the data."""
+    try:
+        return write_card(root)
+    except (OSError, ValueError) as error:
+        console.print(f"  no page for {root}: {error}")
+        return root
 
 
 def _run(work: Workspace, groups: list[Group]) -> int:
     """Make every shard; returns how many an earlier run had finished."""
-    arguments = (work.audio_root, work.config.data)
+    arguments = (work.audio_root, work.config.data, work.config.ingest)
     reused = 0
     with Work("ingest", len(groups), "shards") as progress:
         for number, (group, report) in enumerate(remote.over_shards(work.config, ingester, arguments, groups), 1):
@@ -80,7 +97,7 @@ def _find_culprits(work: Workspace, group: Group) -> int:
     trying = storage.join(work.audio_root, "parts", f"trying-{group[0]}.txt")
     refused: dict[str, str] = {}
     for _ in group[1]:
-        arguments = (work.audio_root, work.config.data, trying, refused)
+        arguments = (work.audio_root, work.config.data, work.config.ingest, trying, refused)
         _, report = next(iter(remote.over_shards(work.config, careful_ingester, arguments, [group])))
         if not isinstance(report, remote.Crashed):
             break

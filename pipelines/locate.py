@@ -10,11 +10,13 @@ from typing import Any
 from components.audio.sources import read_sources
 from components.audio.split import assign_splits
 from components.digest import digest
-from components.features.key import feature_key, feature_root, refuse_if_trained
+from components.features.form import BF16, Form
+from components.features.key import feature_key, feature_root, form_for, refuse_if_trained
+from components.features.principal import fit_projection
 from components.features.store import FeatureStore
 from components.features.units import fit_units
 from components.schema import AudioManifest, FeatureManifest, Recording, Reject
-from components.shards.index import read_index
+from components.shards.index import read_index, read_manifest, read_rows
 from components.shards.ingest import ingest_config
 from components.shards.publish import dataset_version
 from infra import storage
@@ -51,6 +53,7 @@ class Workspace:
 
     @cached_property
     def sources(self) -> tuple[list[Recording], list[Reject]]:
+        refuse_inside(self.config.lake, self.config.data)
         recordings, rejects = read_sources(self.config.data)
         return assign_splits(recordings, self.config.seed), rejects
 
@@ -67,7 +70,8 @@ class Workspace:
 
     @cached_property
     def version(self) -> str:
-        return dataset_version(*self.sources, ingest_config(self.config.per_shard), self.config.data)
+        settings = ingest_config(self.config.per_shard, self.config.ingest)
+        return dataset_version(*self.sources, settings, self.config.data)
 
     @property
     def audio_root(self) -> str:
@@ -75,7 +79,8 @@ class Workspace:
 
     @cached_property
     def audio(self) -> AudioManifest:
-        return AudioManifest.model_validate(_manifest(self.audio_root, "ingest"))
+        _there(self.audio_root, "ingest")
+        return read_manifest(self.audio_root)
 
     # ---- features -------------------------------------------------------------------------------------------------
 
@@ -95,8 +100,32 @@ class Workspace:
     def feature_roots(self) -> dict[str, str]:
         """Role -> root of the continuous features."""
         return {
-            role: feature_root(self.config.lake, feature_key(e), self.dataset, self.version)
-            for role, e in self.encoders.items()
+            role: feature_root(self.config.lake, self.key_of(role), self.dataset, self.version)
+            for role in self.encoders
+        }
+
+    def key_of(self, role: str) -> dict[str, Any]:
+        """What decides the bytes of the features of an encoder."""
+        projection = self.projections.get(role, (None, None))[1]
+        return feature_key(self.encoders[role], None, self.forms[role], projection)
+
+    @cached_property
+    def forms(self) -> dict[str, Form]:
+        """Role -> how its frames are stored; units are made of plain ones."""
+        asked = BF16 if self.preset.units is not None else Form.parse(self.config.features)
+        return {role: form_for(encoder, asked) for role, encoder in self.encoders.items()}
+
+    @cached_property
+    def projections(self) -> dict[str, tuple[str, str]]:
+        """Role -> URL and digest of the principal components of its frames, fitted on the train split if need be."""
+        wanted = {role: form.dims for role, form in self.forms.items() if form.dims}
+        if not wanted:
+            return {}
+        train = read_rows(self.audio_root).where("split", "train")
+        place = (self.audio_root, self.audio.digest)
+        return {
+            role: fit_projection(self.encoders[role], train, *place, dims, self.config.lake, self.config.seed)
+            for role, dims in wanted.items()
         }
 
     @cached_property
@@ -124,7 +153,8 @@ class Workspace:
     @cached_property
     def features(self) -> dict[str, FeatureManifest]:
         return {
-            role: FeatureManifest.model_validate(_manifest(root, "cache")) for role, root in self.model_inputs.items()
+            role: FeatureManifest.model_validate(storage.read_json(_there(root, "cache")))
+            for role, root in self.model_inputs.items()
         }
 
     # ---- run --------------------------------------------------------------------------------------------------------
@@ -187,10 +217,17 @@ class Workspace:
         return f"sqlite:///{storage.local_path(self.config.lake).resolve()}/mlflow.db"
 
 
-def _manifest(root: str, stage: str) -> Any:
+def refuse_inside(lake: str, data: str) -> None:
+    """Raise ValueError for a lake inside the data folder, whose shards would be taken for recordings."""
+    if (lake.rstrip("/") + "/").startswith(data.rstrip("/") + "/"):
+        raise ValueError(f"the lake {lake} lies in the data folder {data}: name another place with --lake")
+
+
+def _there(root: str, stage: str) -> str:
+    """URL of the manifest of an artefact. Raises NotThere if the stage that makes it has not finished."""
     url = storage.join(root, "manifest.json")
     if not storage.exists(url):
         raise NotThere(
             f"nothing at {root}: run `earloom {stage}` with the same settings first, or `earloom run` for all"
         )
-    return storage.read_json(url)
+    return url

@@ -9,6 +9,7 @@ from typing import Any
 from prefect import flow, task
 from prefect.artifacts import create_table_artifact
 
+from components.registry.records import INPUTS, inputs
 from components.schema import StageReport
 from infra import storage
 from pipelines import remote
@@ -89,8 +90,19 @@ def training_settings(work: Workspace) -> dict[str, Any]:
     }
 
 
+def note_inputs(work: Workspace) -> None:
+    """Write what each stage is made from before it begins: also one that was killed can be traced."""
+    before: list[str] = []
+    for _, url in work.stages:
+        record = storage.join(url, INPUTS)
+        if not storage.exists(record):
+            storage.write_json(record, inputs([work.audio], list(work.features.values()), before))
+        before.append(url)
+
+
 def _fit(work: Workspace) -> None:
     settings = training_settings(work)
+    note_inputs(work)
     progress = settings["progress"]
     over = threading.Event()
     watcher = threading.Thread(target=_watch, args=(storage.join(progress, "progress.json"), over), daemon=True)

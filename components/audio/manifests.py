@@ -1,37 +1,32 @@
-"""What a manifest says: from the bytes of a JSONL, JSON, CSV or TSV file to annotated rows."""
+"""What a manifest says: from the bytes of a JSONL, JSON, CSV or TSV file to rows of fields."""
 
 from __future__ import annotations
 
 import csv
+import gzip
+import io
 import json
-from collections.abc import Iterator
-from typing import Any, NamedTuple
-
-from components.schema import Annotation, Split
+import zlib
+from collections.abc import Iterable, Iterator
+from typing import Any, BinaryIO, NamedTuple
 
 # In the order of preference where a folder holds several.
 MANIFEST_NAMES = (
-    *("manifest.jsonl", "manifest.json", "manifest.csv", "manifest.tsv"),
+    *("manifest.jsonl", "manifest.json", "manifest.csv", "manifest.tsv", "manifest.jsonl.gz"),
     *("metadata.jsonl", "metadata.csv", "metadata.tsv"),
 )
-MANIFEST_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv")
-
+MANIFEST_SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".csv", ".tsv")
 AUDIO_FIELDS = ("audio", "audio_filepath", "file_name", "file", "path", "wav")
-TEXT_FIELDS = ("text", "sentence", "transcript", "transcription")
-ALIASES = {
-    "language": ("language", "lang", "locale"),
-    "speaker": ("speaker", "speaker_id", "client_id"),
-    "gender": ("gender", "sex"),
-    "caption": ("caption",),
-    "source": ("source",),
-    "licence": ("licence", "license"),
-}
-SPLITS: dict[str, Split] = {
-    **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("dev", "val", "valid", "validation", "development"), "dev"),
-    **dict.fromkeys(("test", "testing"), "test"),
-}
-GENDERS = {"m": "male", "man": "male", "f": "female", "w": "female", "woman": "female"}
+
+# What a hostile file may cost: its size in memory, and some 20 times the size of one line or document.
+MAX_MANIFEST = 1 << 30  # bytes, after decompression
+MAX_LINE = 1 << 20  # bytes
+MAX_DOCUMENT = 64 << 20  # bytes of a JSON list
+MAX_OBJECTS = 2_000_000  # brackets of a JSON list
+MAX_DEPTH = 32  # brackets within each other
+
+TOO_LARGE = f"the manifest is larger than {MAX_MANIFEST >> 20} MiB; give it in parts, in folders of their own"
+TOO_LONG = f"the line is longer than {MAX_LINE >> 20} MiB; shorten its fields, or write one row a line"
 
 
 class Row(NamedTuple):
@@ -42,36 +37,73 @@ class Row(NamedTuple):
     fault: str = ""
 
 
-class BadRow(ValueError):
-    """A row that is set aside; its text is the reason."""
-
-
-def read_rows(data: bytes, name: str) -> list[Row]:
+def read_rows(data: bytes, name: str) -> Iterator[Row]:
     """All rows of the manifest `name`, in order; a broken line becomes a Row with a fault, and the rest goes on."""
-    suffix = name[name.rfind(".") :].lower()
+    lower = name.lower()
+    if lower.endswith(".gz"):
+        return _json_lines(gzip.GzipFile(fileobj=io.BytesIO(data)))
+    if len(data) > MAX_MANIFEST:
+        return iter([Row(1, {}, TOO_LARGE)])
     if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
         data = data.decode("utf-16", errors="replace").encode()
     data = data.removeprefix(b"\xef\xbb\xbf")
-    if suffix in (".csv", ".tsv"):
-        return list(_table(data, tabs=suffix == ".tsv"))
-    if suffix == ".json":
-        whole = _whole_json(data)
-        if whole is not None:
-            return whole
-    lines = enumerate(data.split(b"\n"), start=1)
-    return [_json_line(number, line) for number, line in lines if line.strip()]
+    if lower.endswith((".csv", ".tsv")):
+        return _table(data, tabs=lower.endswith(".tsv"))
+    whole = _whole_json(data) if lower.endswith(".json") else None
+    return _json_lines(io.BytesIO(data)) if whole is None else iter(whole)
 
 
-def _json(text: str) -> Any:
+def _json_lines(file: BinaryIO | gzip.GzipFile) -> Iterator[Row]:
+    number = 0
+    try:
+        for number, line in enumerate(lines_of(file), start=1):
+            if len(line) > MAX_LINE:
+                yield Row(number, {}, TOO_LONG)
+            elif line.strip():
+                yield _json_line(number, line)
+        if file.tell() > MAX_MANIFEST:
+            yield Row(number + 1, {}, TOO_LARGE)
+    except (OSError, EOFError, zlib.error) as error:
+        yield Row(
+            number + 1, {}, f"the compressed data are damaged ({str(error)[:80]}); copy or compress the file again"
+        )
+
+
+def lines_of(file: BinaryIO | gzip.GzipFile) -> Iterator[bytes]:
+    """Lines of a file of up to MAX_MANIFEST bytes; of one that is longer than MAX_LINE, little more than that."""
+    while file.tell() <= MAX_MANIFEST and (line := file.readline(MAX_LINE + 1)):
+        rest = line
+        while len(rest) > MAX_LINE and not rest.endswith(b"\n") and file.tell() <= MAX_MANIFEST:
+            rest = file.readline(MAX_LINE + 1)
+        yield line
+
+
+def parse_json(text: str) -> Any:
+    """The value of a JSON text. ValueError for NaN and for more than MAX_DEPTH brackets within each other."""
+
     def refuse(word: str) -> None:
         raise ValueError(f"{word} is not JSON; write null")
 
-    return json.loads(text, parse_constant=refuse)
+    value = json.loads(text, parse_constant=refuse)
+    if text.count("[") + text.count("{") > MAX_DEPTH and _is_deep(value):
+        raise ValueError(f"more than {MAX_DEPTH} brackets within each other")
+    return value
+
+
+def _is_deep(value: Any) -> bool:
+    level: list[Any] = [value]
+    for _ in range(MAX_DEPTH):
+        inner: list[Any] = []
+        for item in level:
+            children: Iterable[Any] = item.values() if isinstance(item, dict) else item
+            inner += [child for child in children if isinstance(child, dict | list)]
+        level = inner
+    return bool(level)
 
 
 def _json_line(number: int, line: bytes) -> Row:
     try:
-        value = _json(line.decode())
+        value = parse_json(line.decode("utf-8-sig" if number == 1 else "utf-8"))
     except UnicodeDecodeError:
         return Row(number, {}, "the line is not UTF-8 text; save the manifest as UTF-8")
     except (ValueError, RecursionError) as error:
@@ -82,13 +114,16 @@ def _json_line(number: int, line: bytes) -> Row:
 def _json_row(number: int, value: Any) -> Row:
     if not isinstance(value, dict):
         return Row(number, {}, f"the row is a JSON {type(value).__name__}, not an object with fields; correct it")
-    return Row(number, {str(key).strip().lower(): item for key, item in value.items()})
+    return Row(number, {key.strip().lower(): item for key, item in value.items()})
 
 
 def _whole_json(data: bytes) -> list[Row] | None:
     """Rows of a JSON list (or of an object that holds one); None if it is JSON lines under another name."""
+    if len(data) > MAX_DOCUMENT or data.count(b"{") + data.count(b"[") > MAX_OBJECTS:
+        is_list = data[:64].lstrip()[:1] == b"["
+        return [Row(1, {}, "the JSON list is too large; write one object a line")] if is_list else None
     try:
-        value = _json(data.decode())
+        value = parse_json(data.decode())
     except (ValueError, RecursionError):
         return None
     if isinstance(value, dict):
@@ -156,116 +191,3 @@ def _comma_records(lines: list[str]) -> Iterator[tuple[int, list[str] | str]]:
         except csv.Error as error:
             yield at + 1, str(error)
             start = at + 1
-
-
-def audio_path(fields: dict[str, Any]) -> str:
-    """The path that a row gives for its audio, as written. Raises BadRow."""
-    for name in AUDIO_FIELDS:
-        value = fields.get(name)
-        if isinstance(value, dict):
-            value = value.get("path")
-        if isinstance(value, str) and value.strip():
-            return value.strip()
-    raise BadRow(f"the row has no audio field; name the file in one of {', '.join(AUDIO_FIELDS)}")
-
-
-def annotation(fields: dict[str, Any], identity: str) -> Annotation:
-    """The annotation of a row; `identity` is its id where it declares none. Raises BadRow.
-
-    Numbers in `labels` stay numbers; in tables `labels` and `translation` are JSON cells or columns such as
-    `labels.emotion` and `translation.en`.
-    """
-    if fields.get("offset") not in (None, "", 0, 0.0, "0", "0.0"):
-        raise BadRow("the row is a part of a recording (offset); cut the part into a file of its own")
-    values = {field: _text(_first(fields, names), field) for field, names in ALIASES.items()}
-    gender = (values.pop("gender") or "").lower()
-    made = Annotation(
-        id=_text(fields.get("id"), "id") or identity,
-        text=_text(_first(fields, TEXT_FIELDS), "text"),
-        gender=GENDERS.get(gender, gender) or None,
-        split=_split(fields.get("split")),
-        labels=_labels(fields),
-        translation=_translation(fields),
-        conversations=_conversations(fields.get("conversations")),
-        **values,
-    )
-    free = [value for value in (made.labels, made.translation, made.conversations) if value]
-    try:
-        json.dumps(free, ensure_ascii=False, allow_nan=False).encode()
-    except (ValueError, TypeError) as error:
-        raise BadRow(f"a field cannot be written as UTF-8 JSON ({str(error)[:60]}); correct it") from error
-    return made
-
-
-def _first(fields: dict[str, Any], names: tuple[str, ...]) -> Any:
-    return next((fields[name] for name in names if fields.get(name) is not None), None)
-
-
-def _text(value: Any, field: str) -> str | None:
-    if value is None or isinstance(value, str):
-        return _utf8(value.strip(), field) if value is not None else None
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return str(value)
-    raise BadRow(f"the field {field} is a JSON {type(value).__name__}; write text")
-
-
-def _utf8(text: str, field: str) -> str:
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise BadRow(f"the field {field} holds half a character (a lone surrogate); correct it") from error
-    return text
-
-
-def _split(value: Any) -> Split | None:
-    if value in (None, ""):
-        return None
-    split = SPLITS.get(str(value).strip().lower())
-    if split is None:
-        raise BadRow(f"the split {str(value)[:40]!r} is not train, dev or test; correct it or leave it empty")
-    return split
-
-
-def _scalar(value: Any) -> Any:
-    """A table's cell as JSON where it is JSON (numbers, lists, objects), else as it is."""
-    if not isinstance(value, str):
-        return value
-    try:
-        return _json(value)
-    except (ValueError, RecursionError):
-        return value
-
-
-def _dotted(fields: dict[str, Any], name: str) -> dict[str, Any]:
-    return {key[len(name) + 1 :]: value for key, value in fields.items() if key.startswith(name + ".")}
-
-
-def _labels(fields: dict[str, Any]) -> dict[str, Any]:
-    value = fields.get("labels", fields.get("label"))
-    if isinstance(value, str):
-        value = _scalar(value) if value.lstrip()[:1] in ("{", "[") else value
-    if value is None or value == "":
-        labels: dict[str, Any] = {}
-    elif isinstance(value, dict):
-        labels = {str(key): item for key, item in value.items()}
-    else:
-        labels = {"label": value}
-    return labels | {key: _scalar(item) for key, item in _dotted(fields, "labels").items()}
-
-
-def _translation(fields: dict[str, Any]) -> dict[str, str]:
-    value = _scalar(fields.get("translation")) or {}
-    if not isinstance(value, dict):
-        raise BadRow('the field translation must name languages, as in {"en": "an apple"}')
-    both = value | _dotted(fields, "translation")
-    texts = {str(key): _text(item, f"translation.{key}") for key, item in both.items()}
-    return {key: text for key, text in texts.items() if text}
-
-
-def _conversations(value: Any) -> list[dict[str, Any]] | None:
-    value = _scalar(value)
-    if not value:
-        return None
-    if not isinstance(value, list) or not all(isinstance(turn, dict) for turn in value):
-        raise BadRow("the field conversations must be a list of chat messages")
-    return value

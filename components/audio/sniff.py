@@ -8,6 +8,9 @@ import struct
 CONVERT = "convert it to WAV or FLAC, for example with: ffmpeg -i INPUT OUTPUT.flac"
 AGAIN = "copy or download it again"
 RIFF_MAGIC = (b"RIFF", b"RF64")
+MP4_BOXES = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot")  # what MP4 and QuickTime begin with
+ASF_HEADER = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")  # Windows Media, ASF specification 1.2, section 10.1
+MAX_PARTS = 1 << 16  # parts of a container that are walked over
 PLACEHOLDER = 1 << 30  # a declared WAV length of a gigabyte or more, where the file is shorter, was never filled in
 
 
@@ -18,7 +21,27 @@ def refusal(data: bytes) -> str | None:
     """
     if not data:
         return f"the file is empty (0 bytes); {AGAIN}"
-    return _not_audio(data) or _other_container(data) or _riff_fault(data) or _flac_fault(data)
+    return (
+        _not_audio(data) or _other_container(data) or _riff_fault(data) or _flac_fault(data) or _container_fault(data)
+    )
+
+
+def demuxer(data: bytes) -> str | None:
+    """The FFmpeg demuxer of a file that components/audio/containers.py reads; None: it is libsndfile's."""
+    if data[4:8] in MP4_BOXES:
+        return "mov"
+    for magic, name in (
+        (b"\x1aE\xdf\xa3", "matroska"),
+        (ASF_HEADER, "asf"),
+        (b"#!AMR", "amr"),
+        (b"caff", "caf"),
+    ):
+        if data.startswith(magic):
+            return name
+    if data[:4] == b"OggS" and len(data) > 27 and data.startswith(b"OpusHead", 27 + data[26]):
+        return "ogg"
+    sync = _id3(data)
+    return "aac" if int.from_bytes(data[sync : sync + 2], "big") & 0xFFF6 == 0xFFF0 else None
 
 
 def declares_nonsense(data: bytes) -> bool:
@@ -66,19 +89,7 @@ def _is_text(head: bytes) -> bool:
 
 
 def _other_container(data: bytes) -> str | None:
-    if data[4:8] == b"ftyp":
-        return f"MP4 or M4A (AAC) is not read here; {CONVERT}"
-    if data[:1] == b"\xff" and len(data) > 1 and data[1] & 0xF6 == 0xF0:
-        return f"raw AAC (ADTS) is not read here; {CONVERT}"
-    for magic, what in (
-        (b"\x1aE\xdf\xa3", "WebM or Matroska"),
-        (b"0&\xb2u", "Windows Media (WMA)"),
-        (b"#!AMR", "AMR"),
-        (b"ajkg", "Shorten"),
-        (b"MAC ", "Monkey's Audio"),
-        (b"wvpk", "WavPack"),
-        (b"caff", "Apple CAF"),
-    ):
+    for magic, what in ((b"ajkg", "Shorten"), (b"MAC ", "Monkey's Audio"), (b"wvpk", "WavPack")):
         if data.startswith(magic):
             return f"{what} is not read here; {CONVERT}"
     for magic, what in ((b"PK\x03\x04", "zip"), (b"\x1f\x8b", "gzip")):
@@ -153,3 +164,70 @@ def _flac_fault(data: bytes) -> str | None:
     if rate == 0:
         return f"the FLAC header is damaged (a sample rate of 0 Hz); {AGAIN}"
     return None
+
+
+def _id3(data: bytes) -> int:
+    """Bytes of the ID3v2 tag at the start: its length stands in four bytes of 7 bits."""
+    if data[:3] != b"ID3" or len(data) < 10:
+        return 0
+    return 10 + sum((byte & 0x7F) << shift for byte, shift in zip(data[6:10], (21, 14, 7, 0), strict=True))
+
+
+def _container_fault(data: bytes) -> str | None:
+    missing = _beyond_the_end(data)
+    if missing <= 0:
+        return None
+    return f"the audio breaks off: {missing:,} bytes of what the header declares are missing; {AGAIN}"
+
+
+def _beyond_the_end(data: bytes) -> int:
+    """Bytes by which the last outer part of an MP4, Matroska, ASF or CAF file is longer than what is there."""
+    name = demuxer(data)
+    part = {"mov": _box, "asf": _asf_object, "caf": _caf_chunk}.get(name or "")
+    if name == "matroska":
+        return max(0, _matroska_end(data) - len(data))
+    position = 8 if name == "caf" else 0
+    for _ in range(MAX_PARTS if part else 0):
+        size = part(data, position) if part else 0
+        if size <= 0:
+            return 0
+        position += size
+        if position >= len(data):
+            return position - len(data)
+    return 0
+
+
+def _box(data: bytes, at: int) -> int:
+    """Bytes of an MP4 box (ISO/IEC 14496-12, section 4.2); 0 if it goes on to the end or is none."""
+    if at + 16 > len(data):
+        return 0
+    size = int.from_bytes(data[at : at + 4], "big")
+    size = int.from_bytes(data[at + 8 : at + 16], "big") if size == 1 else size
+    return size if size >= 8 and all(0x20 <= letter < 0x7F or letter == 0xA9 for letter in data[at + 4 : at + 8]) else 0
+
+
+def _asf_object(data: bytes, at: int) -> int:
+    size = int.from_bytes(data[at + 16 : at + 24], "little")
+    return size if at + 24 <= len(data) and size >= 24 else 0
+
+
+def _caf_chunk(data: bytes, at: int) -> int:
+    """Bytes of a chunk of Apple's Core Audio Format with its head; 0 where the length is -1, not known."""
+    size = int.from_bytes(data[at + 4 : at + 12], "big", signed=True)
+    return size + 12 if at + 12 <= len(data) and size >= 0 else 0
+
+
+def _matroska_end(data: bytes) -> int:
+    """Where the segment of a Matroska file ends by its header (RFC 8794, section 6); 0 if it does not say."""
+    position = 4
+    for identifier in (b"", b"\x18\x53\x80\x67"):  # the EBML head, then the segment
+        if data[position : position + len(identifier)] != identifier or position + len(identifier) >= len(data):
+            return 0
+        position += len(identifier)
+        octets = 9 - data[position].bit_length()
+        field = int.from_bytes(data[position : position + octets], "big")
+        size = field & ((1 << 7 * octets) - 1)
+        if octets > 8 or size == (1 << 7 * octets) - 1:  # all ones: a live stream
+            return 0
+        position += octets + size
+    return position

@@ -1,4 +1,4 @@
-"""What a feature cache will cost, from the index alone and before anything runs."""
+"""What a feature cache will cost, from the index alone and before anything runs, and what it took in the end."""
 
 from __future__ import annotations
 
@@ -10,14 +10,16 @@ from typing import Any, cast
 import pyarrow as pa
 import torch
 
+from components.features.form import BF16, Form
 from components.features.key import device_of
 from components.features.parts import PARTS
+from components.features.store import FeatureStore
 from infra.storage import join, list_names
 from models.encoders.base import SAMPLE_RATE, AudioEncoder
 
 MEMBER_OVERHEAD = 512 + 88 + 256  # bytes: tar header, safetensors header, half a block of padding on average
+SCALE_OVERHEAD = 72  # bytes: what a second tensor adds to the safetensors header
 UNIT_BYTES = 4
-FEATURE_BYTES = 2
 
 Row = Mapping[str, Any]
 
@@ -55,11 +57,13 @@ def estimate(
     feature_root: str,
     units: bool = False,
     speed: float | None = None,
+    form: Form = BF16,
 ) -> Cost:
     """Cost of the cache of an audio data set, without running the encoder.
 
     `index` is the table of `components.shards.index.read_index` or rows with `shard` and `samples`;
-    `units` says that codebook units are stored instead of features; `speed` is that of `measure_speed`.
+    `units` says that codebook units are stored instead of features; `speed` is that of `measure_speed`; `form` is how
+    features are stored.
     """
     rows = list(_rows(index))
     there = {name.removesuffix(".json") for name in list_names(join(feature_root, PARTS)) if name.endswith(".json")}
@@ -67,16 +71,48 @@ def estimate(
     missing = {shard for shard in shards if shard.removesuffix(".tar") not in there}
     lengths = {samples: encoder.output_length(samples) for samples in {int(row["samples"]) for row in rows}}
     frames = sum(lengths[int(row["samples"])] for row in rows)
-    frame_bytes = UNIT_BYTES if units else encoder.width * FEATURE_BYTES
+    stored = {n: UNIT_BYTES * n if units else form.clip_bytes(n, encoder.width) for n in set(lengths.values())}
+    overhead = MEMBER_OVERHEAD + SCALE_OVERHEAD * (not units and form.dtype == "int8")
     return Cost(
         clips=len(rows),
         frames=frames,
-        bytes=frames * frame_bytes + len(rows) * MEMBER_OVERHEAD,
+        bytes=sum(stored[lengths[int(row["samples"])]] for row in rows) + len(rows) * overhead,
         hours=sum(int(row["samples"]) for row in rows) / SAMPLE_RATE / 3600,
         shards_there=len(shards) - len(missing),
         shards_missing=len(missing),
         hours_missing=sum(int(row["samples"]) for row in rows if row["shard"] in missing) / SAMPLE_RATE / 3600,
         speed=speed,
+    )
+
+
+@dataclass(frozen=True)
+class Account:
+    """What a finished cache takes, to the byte; `str` is the line that is printed after the work."""
+
+    clips: int
+    frames: int
+    bytes: int  # of all its shards
+    payload: int  # of these, bytes of safetensors; a clip's own are `FeatureStore.place(key).size`
+    hours: float  # of audio
+
+    @property
+    def hourly(self) -> float:
+        """Bytes of shards for an hour of audio."""
+        return self.bytes / self.hours if self.hours else 0.0
+
+    def __str__(self) -> str:
+        return f"{self.frames:,} frames, {readable(self.bytes)}, {readable(int(self.hourly))} an hour of audio"
+
+
+def account(store: FeatureStore) -> Account:
+    """Exact bytes of a finished cache, from its manifest and index."""
+    manifest = store.manifest
+    return Account(
+        clips=manifest.samples,
+        frames=manifest.frames,
+        bytes=sum(shard.bytes for shard in manifest.shards),
+        payload=sum(place.size for place in store.places.values()),
+        hours=sum(shard.seconds for shard in manifest.shards) / 3600,
     )
 
 

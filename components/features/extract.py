@@ -2,6 +2,7 @@
 
 A pure function that an actor runs. Two things keep the bytes fixed: batches are planned from the shard's rows and the
 kind of device alone (floating point differs a little between batch shapes), and members are written in index order.
+The encoder is fed by threads that decode ahead of it, and leaves its results to one that writes them.
 """
 
 from __future__ import annotations
@@ -9,8 +10,9 @@ from __future__ import annotations
 import tempfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -19,13 +21,18 @@ from safetensors.torch import save
 from torch import Tensor
 
 from components.digest import digest_file
+from components.features.compact import Projection, pack
+from components.features.form import BF16, Form
 from components.features.key import device_of, numerics
+from components.features.overlap import Behind, ahead
 from components.features.parts import FeaturePart, FeatureRow, finished_part, part_url
+from components.features.reuse import remember, taken_over
 from components.features.units import assign
 from components.schema import ShardInfo
 from components.shards.reader import ShardReader
 from components.shards.tar import write_tar
-from infra.storage import join, local_copy, scratch, upload, write_bytes
+from infra.shard_cache import cached_copy
+from infra.storage import join, scratch, upload, write_bytes
 from models.encoders.base import SAMPLE_RATE, AudioEncoder
 
 # The three below decide how floating point rounds: raise FEATURE_VERSION with a change.
@@ -33,16 +40,41 @@ BATCH_SECONDS = {"cpu": 32.0, "cuda": 480.0}  # of padded audio; other devices a
 PADDING = 0.1  # share of the longest clip in a batch
 SLACK = 1.25  # a batch may have this much more frames than its seconds say before it is divided
 
+DECODERS = {"cpu": 1, "cuda": 4}  # threads that decode; other devices as cuda
+
 Row = Mapping[str, Any]
+Places = list[tuple[int, int]]  # of members in a spool: (offset, size)
 
 
 @dataclass(frozen=True)
 class Target:
-    """One cache that is made: its encoder, its root URL and, for units, the codebook `(clusters, width)`."""
+    """One cache that is made."""
 
     encoder: AudioEncoder
-    root: str
-    codebook: Tensor | None = None
+    root: str  # URL
+    codebook: Tensor | None = None  # (clusters, width): units are stored, not features
+    form: Form = BF16
+    projection: Projection | None = None  # that the form needs
+    folder: str | None = None  # of the fingerprint, below which versions with the same shards may be (reuse.py)
+
+    def at_encoder(self) -> Target:
+        """The same, with the components on the device that the frames are on."""
+        return (
+            self if self.projection is None else replace(self, projection=self.projection.to(device_of(self.encoder)))
+        )
+
+
+@dataclass(frozen=True)
+class Started:
+    """Results of some clips of one target on their way to the host; `wait` before they are read."""
+
+    clips: list[dict[str, Tensor]]
+    finite: Tensor  # (clips,) bool
+    copied: torch.cuda.Event | None
+
+    def wait(self) -> None:
+        if self.copied is not None:
+            self.copied.synchronize()
 
 
 def extract_shard(
@@ -52,13 +84,16 @@ def extract_shard(
     encoder: AudioEncoder,
     feature_root: str,
     codebook: Tensor | None = None,
+    form: Form = BF16,
+    projection: Projection | None = None,
 ) -> FeaturePart:
-    """Features (bfloat16) or, with a codebook, units (int32) of one audio shard, published beside `feature_root`.
+    """Features in that form or, with a codebook, units (int32) of one audio shard, published beside `feature_root`.
 
     `rows` are the shard's rows of the index. Returns at once if the part is there and was made from the same audio
     shard. ValueError if the audio is damaged or the encoder breaks its promise on shapes or finite numbers.
     """
-    return extract_all(shard, rows, audio_root, [Target(encoder, feature_root, codebook)])[0]
+    target = Target(encoder, feature_root, codebook, form, projection)
+    return extract_all(shard, rows, audio_root, [target])[0]
 
 
 def extract_all(shard: ShardInfo, rows: Sequence[Row], audio_root: str, targets: Sequence[Target]) -> list[FeaturePart]:
@@ -67,12 +102,22 @@ def extract_all(shard: ShardInfo, rows: Sequence[Row], audio_root: str, targets:
     The bytes of each cache are those that it has when it is made alone. The encoders must be on one kind of device.
     """
     parts = [finished_part(shard, target.root) for target in targets]
-    todo = [target for target, part in zip(targets, parts, strict=True) if part is None]
-    if not todo:
-        return [part for part in parts if part is not None]
-    with tempfile.TemporaryDirectory(dir=scratch(join(todo[0].root, shard.name)), prefix=f"{shard.name}.") as name:
-        made = iter(_extract(shard, rows, audio_root, todo, Path(name)))
-        return [part if part is not None else next(made) for part in parts]
+    if None in parts:
+        place = scratch(join(targets[parts.index(None)].root, shard.name))
+        with tempfile.TemporaryDirectory(dir=place, prefix=f"{shard.name}.") as name:
+            pairs = list(zip(targets, parts, strict=True))
+            parts = [part or _taken_over(shard, target, Path(name)) for target, part in pairs]
+            todo = [target.at_encoder() for target, part in zip(targets, parts, strict=True) if part is None]
+            made = iter(_extract(shard, rows, audio_root, todo, Path(name)) if todo else [])
+            parts = [part or next(made) for part in parts]
+    return [part for part in parts if part is not None]
+
+
+def _taken_over(shard: ShardInfo, target: Target, place: Path) -> FeaturePart | None:
+    if target.folder is None:
+        return None
+    with tempfile.TemporaryDirectory(dir=place) as empty:
+        return taken_over(target.folder, target.root, shard, Path(empty))
 
 
 def plan_batches(samples: Sequence[int], budget: float) -> list[list[int]]:
@@ -94,22 +139,41 @@ def plan_batches(samples: Sequence[int], budget: float) -> list[list[int]]:
 
 @torch.inference_mode()
 def encode_clips(encoder: AudioEncoder, waveforms: list[Tensor]) -> list[Tensor]:
-    """Features of one batch as they are cached, each `(frames, width)` float32 on the CPU.
+    """Features of one batch before they are stored, each `(frames, width)` float32 on the CPU.
 
     ValueError if their shape is not the one that `output_length` promises, or a number is not finite.
     """
-    device = device_of(encoder)
-    found = [frames.float().cpu() for frames in encoder([waveform.to(device) for waveform in waveforms])]
-    for frames, waveform in zip(found, waveforms, strict=True):
-        expected = (encoder.output_length(len(waveform)), encoder.width)
-        if frames.shape != expected:
-            raise ValueError(
-                f"encoder {encoder.spec.kind} gave features of {tuple(frames.shape)} for {len(waveform)} "
-                f"samples where its output_length promises {expected}"
-            )
-        if not frames.isfinite().all():
-            raise ValueError(f"encoder {encoder.spec.kind} gave numbers that are not finite: check its weights")
-    return found
+    found = _encoded(encoder, waveforms)
+    _refuse_infinite(encoder, _finite(found))
+    return [frames.cpu() for frames in found]
+
+
+@torch.inference_mode()
+def start(target: Target, waveforms: list[Tensor]) -> Started:
+    """Encode a batch for one cache, without waiting for a CUDA device: results are copied while it goes on."""
+    found = _encoded(target.encoder, waveforms)
+    if target.codebook is None:
+        stored = [pack(frames, target.form, target.projection) for frames in found]
+    else:
+        stored = [{"frames": frames} for frames in found]
+    clips = [{name: _to_host(tensor) for name, tensor in tensors.items()} for tensors in stored]
+    finite = _to_host(_finite(found))
+    copied = None
+    if found[0].is_cuda:
+        copied = torch.cuda.Event()
+        copied.record()
+    return Started(clips, finite, copied)
+
+
+def read_waveform(reader: ShardReader, row: Row, pinned: bool = False) -> Tensor:
+    """Audio `(samples,)` of a clip, `pinned` where a CUDA device will copy it; ValueError if it is not the index's."""
+    waveform = torch.from_numpy(reader.waveform(row))
+    if len(waveform) != int(row["samples"]):
+        raise ValueError(
+            f"clip {row['key']} in {row['shard']} has {len(waveform)} samples, the index says "
+            f"{row['samples']}: index and shard are from different runs, ingest again"
+        )
+    return waveform.pin_memory() if pinned else waveform
 
 
 def _extract(
@@ -118,55 +182,86 @@ def _extract(
     devices = {device_of(target.encoder).type for target in targets}
     if len(devices) > 1:
         raise ValueError(f"encoders that share one pass over the audio are on several kinds of device: {devices}")
-    budget = BATCH_SECONDS.get(devices.pop(), BATCH_SECONDS["cuda"])
-    reader = _checked_reader(shard, audio_root, folder)
-    places: list[list[tuple[int, int]]] = [[(0, 0)] * len(rows) for _ in targets]
+    device = devices.pop()
+    budget = BATCH_SECONDS.get(device, BATCH_SECONDS["cuda"])
+    read = partial(read_waveform, ShardReader(str(folder)), pinned=device == "cuda")
+    batches = plan_batches([int(row["samples"]) for row in rows], budget)
+    places: list[Places] = [[(0, 0)] * len(rows) for _ in targets]
     with ExitStack() as stack:
+        tar = folder / shard.name
+        tar.symlink_to(
+            stack.enter_context(cached_copy(join(audio_root, shard.name), shard.sha256, shard.bytes)).resolve()
+        )
         spools = [stack.enter_context(open(folder / f"spool-{i}", "w+b")) for i in range(len(targets))]
-        for batch in plan_batches([int(row["samples"]) for row in rows], budget):
-            waveforms = [_waveform(reader, rows[i]) for i in batch]
-            for target, spool, place in zip(targets, spools, places, strict=True):
-                for i, member in zip(batch, _members(target, waveforms, budget), strict=True):
-                    place[i] = (spool.tell(), len(member))
-                    spool.write(member)
+        decoded = ahead(read, [[rows[i] for i in batch] for batch in batches], DECODERS.get(device, DECODERS["cuda"]))
+        with Behind() as behind, closing(decoded):
+            behind.put(partial(_refuse_damaged, tar, shard, audio_root))
+            for batch, waveforms in zip(batches, decoded, strict=True):
+                for target, spool, place in zip(targets, spools, places, strict=True):
+                    for part in _divided(target.encoder, batch, [len(waveform) for waveform in waveforms], budget):
+                        begun = start(target, waveforms[part])
+                        behind.put(partial(_spool, target, begun, spool, place, batch[part]))
         return [_publish(shard, rows, *made, folder) for made in zip(targets, spools, places, strict=True)]
 
 
-def _checked_reader(shard: ShardInfo, audio_root: str, folder: Path) -> ShardReader:
-    """Reader of a local copy of the shard whose sha256 is the manifest's."""
-    tar = local_copy(join(audio_root, shard.name), folder)
+def _divided(encoder: AudioEncoder, batch: Sequence[int], samples: Sequence[int], budget: float) -> Iterator[slice]:
+    """A batch whole, or in parts if its frames are more than its seconds say (full windows)."""
+    step = max(1, int(SLACK * budget / encoder.seconds_of(samples[0])))
+    for begin in range(0, len(batch), step):
+        yield slice(begin, begin + step)
+
+
+def _refuse_damaged(tar: Path, shard: ShardInfo, audio_root: str) -> None:
+    """ValueError if a local copy of a shard has not the manifest's sha256."""
     if digest_file(tar) != shard.sha256:
         raise ValueError(
             f"{join(audio_root, shard.name)} is damaged (its sha256 is not the manifest's): "
             "delete it and run the ingest stage again"
         )
-    return ShardReader(str(tar.parent))
 
 
-def _waveform(reader: ShardReader, row: Row) -> Tensor:
-    waveform = torch.from_numpy(reader.waveform(row))
-    if len(waveform) != int(row["samples"]):
-        raise ValueError(
-            f"clip {row['key']} in {row['shard']} has {len(waveform)} samples, the index says "
-            f"{row['samples']}: index and shard are from different runs, ingest again"
-        )
-    return waveform
+def _encoded(encoder: AudioEncoder, waveforms: list[Tensor]) -> list[Tensor]:
+    """Frames `(frames, width)` float32 of each clip, on the encoder's device; ValueError for other shapes."""
+    device = device_of(encoder)
+    found = [frames.float() for frames in encoder([w.to(device, non_blocking=True) for w in waveforms])]
+    for frames, waveform in zip(found, waveforms, strict=True):
+        expected = (encoder.output_length(len(waveform)), encoder.width)
+        if frames.shape != expected:
+            raise ValueError(
+                f"encoder {encoder.spec.kind} gave features of {tuple(frames.shape)} for {len(waveform)} "
+                f"samples where its output_length promises {expected}"
+            )
+    return found
 
 
-def _members(target: Target, waveforms: list[Tensor], budget: float) -> Iterator[bytes]:
-    """Safetensors bytes of each clip; a batch whose frames are more than its seconds (full windows) is divided."""
-    encoder = target.encoder
-    step = max(1, int(SLACK * budget / encoder.seconds_of(len(waveforms[0]))))
-    for start in range(0, len(waveforms), step):
-        for frames in encode_clips(encoder, waveforms[start : start + step]):
-            if target.codebook is None:
-                yield save({"features": frames.to(torch.bfloat16).contiguous()})
-            else:
-                yield save({"units": assign(frames, target.codebook)})
+def _finite(found: list[Tensor]) -> Tensor:
+    return torch.stack([frames.isfinite().all() for frames in found])
+
+
+def _refuse_infinite(encoder: AudioEncoder, finite: Tensor) -> None:
+    if not finite.all():
+        raise ValueError(f"encoder {encoder.spec.kind} gave numbers that are not finite: check its weights")
+
+
+def _to_host(tensor: Tensor) -> Tensor:
+    """The tensor itself, or a copy in pinned memory that a CUDA device will have made when it comes to it."""
+    if not tensor.is_cuda:
+        return tensor
+    return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)
+
+
+def _spool(target: Target, begun: Started, spool: BinaryIO, place: Places, batch: Sequence[int]) -> None:
+    """Write the safetensors bytes of clips behind what the spool holds, and note where."""
+    begun.wait()
+    _refuse_infinite(target.encoder, begun.finite)
+    for i, tensors in zip(batch, begun.clips, strict=True):
+        if target.codebook is not None:
+            tensors = {"units": assign(tensors["frames"], target.codebook)}
+        place[i] = (spool.tell(), spool.write(save(tensors)))
 
 
 def _publish(
-    shard: ShardInfo, rows: Sequence[Row], target: Target, spool: BinaryIO, place: list[tuple[int, int]], folder: Path
+    shard: ShardInfo, rows: Sequence[Row], target: Target, spool: BinaryIO, place: Places, folder: Path
 ) -> FeaturePart:
     """Spooled members to the tar in index order, the tar to its place, and the part's record last."""
     checks: list[int] = []
@@ -203,4 +298,6 @@ def _publish(
     )
     upload(tar, join(target.root, shard.name))
     write_bytes(part_url(target.root, shard.name), part.model_dump_json().encode())
+    if target.folder is not None:
+        remember(target.folder, target.root, part)
     return part

@@ -8,29 +8,43 @@ from typing import Any
 import torch
 
 from components.digest import digest
+from components.features.form import BF16, Form
 from infra.storage import join
 from models.encoders.base import AudioEncoder
 from models.recipe import Stage
 
+EXACT = ("transcriber",)  # encoders whose frames are text, of which every byte counts
 FEATURE_VERSION = 1  # raise it when extract.py may give other numbers for the same key
 
 
-def feature_key(encoder: AudioEncoder, codebook_digest: str | None = None) -> dict[str, Any]:
+def feature_key(
+    encoder: AudioEncoder, codebook_digest: str | None = None, form: Form = BF16, projection_digest: str | None = None
+) -> dict[str, Any]:
     """Everything that decides the bytes of a cache besides the audio.
 
     The weights count by their digest: the reference they were loaded from and the seed they were drawn with are
     left out, so that the same weights under another name find the same cache. `codebook_digest` names the
-    codebook of a cache of units (`components.features.units`).
+    codebook of a cache of units (`components.features.units`), which no form changes; `projection_digest` the
+    principal components that a form may need (`components.features.projection`). Plain bfloat16 adds nothing.
+    ValueError for a form that the encoder's frames cannot take (`form_for`).
     """
+    if codebook_digest is None and form != form_for(encoder, form):
+        raise ValueError(f"frames of encoder {encoder.spec.kind} are kept as they are: form {form} would harm them")
     key = encoder.describe()
     key["encoder"] = {name: value for name, value in key["encoder"].items() if name not in ("weights", "seed")}
-    return key | {
+    key |= {
         "kind": "features" if codebook_digest is None else "units",
         "codebook": codebook_digest,
-        "dtype": "bfloat16" if codebook_digest is None else "int32",
+        "dtype": form.dtype if codebook_digest is None else "int32",
         "numerics": numerics(encoder),
         "feature_version": FEATURE_VERSION,
     }
+    return key if codebook_digest is not None or form == BF16 else key | {"form": form.key(projection_digest)}
+
+
+def form_for(encoder: AudioEncoder, form: Form) -> Form:
+    """The form that a run asks for, or plain bfloat16 where it would harm: text as frames, or one frame a clip."""
+    return BF16 if encoder.spec.kind in EXACT or encoder.spec.pool == 0 else form
 
 
 def numerics(encoder: AudioEncoder) -> dict[str, str]:

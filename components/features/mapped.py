@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,12 @@ from torch import Tensor
 
 Bytes = npt.NDArray[np.uint8]
 
-DTYPES = {"features": (torch.bfloat16, "BF16"), "units": (torch.int32, "I32")}  # and what safetensors calls them
+DTYPES = {  # of what a clip may hold, and what safetensors calls them
+    "features": (torch.bfloat16, "BF16"),
+    "units": (torch.int32, "I32"),
+    "codes": (torch.int8, "I8"),
+    "scale": (torch.float16, "F16"),
+}
 
 
 def map_file(path: Path) -> Bytes:
@@ -45,14 +51,26 @@ def tensor_before(memory: Bytes, end: int, kind: str, shape: tuple[int, ...]) ->
     return torch.frombuffer(memory, dtype=dtype, count=count, offset=end - count * dtype.itemsize).view(shape)
 
 
-def check_member(member: Bytes, kind: str, shape: tuple[int, ...]) -> None:
-    """ValueError if the safetensors bytes `(size,)` of a clip are not one tensor `kind` of that shape, at their end.
+def tensors_before(memory: Bytes, end: int, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
+    """`tensor_before` for several of them, by kind, which lie one behind the other and end at `end`."""
+    found: dict[str, Tensor] = {}
+    for kind in reversed(shapes):
+        found[kind] = tensor_before(memory, end, kind, shapes[kind])
+        end -= found[kind].nbytes
+    return found
 
-    What passes may be read by `tensor_before` without its header.
+
+def check_member(member: Bytes, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """ValueError if the safetensors bytes `(size,)` of a clip are not tensors of those kinds and shapes, in that order
+    and at their end.
+
+    What passes may be read by `tensors_before` without its header.
     """
-    dtype, name = DTYPES[kind]
-    length = math.prod(shape) * dtype.itemsize
-    expected = {kind: {"dtype": name, "shape": list(shape), "data_offsets": [0, length]}}
+    expected, length = {}, 0
+    for kind, shape in shapes.items():
+        after = length + math.prod(shape) * DTYPES[kind][0].itemsize
+        expected[kind] = {"dtype": DTYPES[kind][1], "shape": list(shape), "data_offsets": [length, after]}
+        length = after
     start = 8 + int.from_bytes(member[:8].tobytes(), "little")
     try:
         said = json.loads(member[8:start].tobytes())
@@ -60,5 +78,6 @@ def check_member(member: Bytes, kind: str, shape: tuple[int, ...]) -> None:
         raise ValueError(f"its header is not JSON ({error})") from error
     if said != expected or start + length != len(member):
         raise ValueError(f"it should hold {expected} behind its header, in {start + length} bytes, and holds {said}")
-    if (member.ctypes.data + start) % dtype.itemsize:
-        raise ValueError(f"its numbers do not lie at a multiple of {dtype.itemsize} bytes")
+    largest = max(DTYPES[kind][0].itemsize for kind in shapes)  # it comes first, so the others are aligned as well
+    if (member.ctypes.data + start) % largest:
+        raise ValueError(f"its numbers do not lie at a multiple of {largest} bytes")

@@ -13,10 +13,13 @@ import pyarrow as pa
 from torch import Tensor
 
 from components.digest import digest
+from components.features.compact import unpack
+from components.features.form import BF16, form_of
 from components.features.index import Place, Places, index_bytes, parse_index
 from components.features.key import fingerprint
-from components.features.mapped import Bytes, check_member, map_file, tensor_before
+from components.features.mapped import Bytes, check_member, map_file, tensor_before, tensors_before
 from components.features.parts import FeaturePart, finished_part
+from components.features.projection import copied_projection, copy_projection, load_projection
 from components.schema import AudioManifest, FeatureManifest
 from infra.storage import (
     exists,
@@ -34,6 +37,7 @@ from infra.storage import (
 
 MANIFEST = "manifest.json"
 INDEX = "features.parquet"
+PROJECTION = "projection"  # folder of the principal components, in a cache whose form needs them
 THREADS = 16  # small files that are asked for at once
 BUFFER = 8 << 20  # bytes
 NOTHING: Bytes = np.empty(0, np.uint8)
@@ -51,7 +55,7 @@ class FeatureStore:
     It holds no open file and no lock. Threads may share it: what they could do twice (to map a shard, to check a clip)
     has the same result. A forked process goes on with the maps of its parent; pickled, the store is its URL.
 
-    FileNotFoundError if the cache is not finished, ValueError if its index is damaged.
+    FileNotFoundError if the cache is not finished, ValueError if its index or its principal components are damaged.
     """
 
     def __init__(self, root_url: str) -> None:
@@ -66,6 +70,12 @@ class FeatureStore:
                 f"{join(root_url, INDEX)} or its manifest is damaged, they do not belong together: "
                 f"{REMEDY.format(root=root_url)}"
             )
+        self.form = form_of(manifest.key)
+        self.projection = None
+        if self.form.dims:
+            named = manifest.key["form"]["projection"]
+            self.projection = copied_projection(join(root_url, PROJECTION), named, manifest.width)
+        self.plain = self.form == BF16 or manifest.kind == "units"  # what is stored is what is given
         self.local = is_local(root_url)
         self.maps: dict[str, Bytes] = {}  # by name of the shard
         self.checked = bytearray(len(self.places))  # 1 for each clip that is known to be whole
@@ -98,8 +108,9 @@ class FeatureStore:
     def load(self, key: str) -> Tensor:
         """Features `(frames, width)` bfloat16 of a clip, or its units `(frames,)` int32.
 
-        From a local cache it is a view of the shard, which no copy is made of and which may outlive the store: clone
-        it before you write into it. FileNotFoundError if the shard is missing, ValueError if the clip is damaged.
+        From a local cache of plain bfloat16 or of units it is a view of the shard, which no copy is made of and which
+        may outlive the store: clone it before you write into it. Other forms are computed from what is stored.
+        FileNotFoundError if the shard is missing, ValueError if the clip is damaged.
         """
         row = self._row(key)
         place = self.places.at(row)
@@ -107,11 +118,11 @@ class FeatureStore:
             data = read_range(join(self.root, place.shard), place.offset, place.size)
             member = np.frombuffer(bytearray(data), np.uint8)  # a copy that may be written into, as torch wants it
             self._check(key, place, member)
-            return tensor_before(member, place.size, self.manifest.kind, self._shape(place))
+            return self._given(member, place.size, place)
         if not self.checked[row]:
             self._check_mapped(key, place)
             self.checked[row] = 1
-        return tensor_before(self._map(place.shard), place.offset + place.size, self.manifest.kind, self._shape(place))
+        return self._given(self._map(place.shard), place.offset + place.size, place)
 
     def verify(self) -> None:
         """Read every shard and compare its sha256 with the manifest's; ValueError that names those that differ."""
@@ -131,8 +142,17 @@ class FeatureStore:
         except KeyError:
             raise KeyError(f"clip {key!r} is not in the feature cache {self.root}") from None
 
-    def _shape(self, place: Place) -> tuple[int, ...]:
-        return (place.frames, self.manifest.width) if self.manifest.kind == "features" else (place.frames,)
+    def _given(self, memory: Bytes, end: int, place: Place) -> Tensor:
+        """What `load` gives of the tensors that end at byte `end`."""
+        shapes = self._shapes(place)
+        if self.plain:
+            return tensor_before(memory, end, self.manifest.kind, shapes[self.manifest.kind])
+        return unpack(tensors_before(memory, end, shapes), place.frames, self.form, self.projection)
+
+    def _shapes(self, place: Place) -> dict[str, tuple[int, ...]]:
+        if self.manifest.kind == "units":
+            return {"units": (place.frames,)}
+        return self.form.shapes(place.frames, self.manifest.width)
 
     def _map(self, name: str) -> Bytes:
         """The bytes of a local shard; of two threads that map it at once the first one's map stays."""
@@ -154,16 +174,19 @@ class FeatureStore:
         if len(member) != place.size or zlib.crc32(member.data) != place.crc32:
             raise ValueError(f"clip {key!r} in {url} is damaged: {_remedy(self.root, place.shard)}")
         try:
-            check_member(member, self.manifest.kind, self._shape(place))
+            check_member(member, self._shapes(place))
         except ValueError as error:
             raise ValueError(
                 f"clip {key!r} in {url} does not fit the index ({error}): {_remedy(self.root, place.shard)}"
             ) from error
 
 
-def publish_features(feature_root: str, key: dict[str, Any], audio: AudioManifest) -> FeatureManifest:
+def publish_features(
+    feature_root: str, key: dict[str, Any], audio: AudioManifest, projection_url: str | None = None
+) -> FeatureManifest:
     """Collate the parts of a cache into `features.parquet` and, last and once, `manifest.json`.
 
+    The principal components at `projection_url`, if the key's form has some, are copied into the cache.
     Returns the manifest that is there if the cache was published before. ValueError if shards are missing, or the parts
     were not all made with the numerics that the key names, or another manifest stands at that place.
     """
@@ -199,6 +222,8 @@ def publish_features(feature_root: str, key: dict[str, Any], audio: AudioManifes
     before = published(feature_root)
     if before is not None and before.digest != manifest.digest:
         raise ValueError(f"{feature_root} was published from other shards: remove that folder and run the stage again")
+    if projection_url is not None:
+        copy_projection(projection_url, join(feature_root, PROJECTION))
     write_bytes(join(feature_root, INDEX), index_bytes(places))  # also when it was lost after the manifest was written
     publish_bytes(join(feature_root, MANIFEST), (manifest.model_dump_json(indent=2) + "\n").encode())
     return manifest
@@ -224,6 +249,11 @@ def up_to_date(feature_root: str, audio: AudioManifest) -> FeatureManifest | Non
     def whole(name: str, expected: int) -> bool:
         return exists(join(feature_root, name)) and size(join(feature_root, name)) == expected
 
+    if form_of(manifest.key).dims:
+        try:
+            load_projection(join(feature_root, PROJECTION))
+        except ValueError:
+            return None
     with ThreadPoolExecutor(THREADS) as pool:
         complete = all(pool.map(lambda shard: whole(shard.name, shard.bytes), manifest.shards))
     return manifest if complete else None

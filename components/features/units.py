@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from typing import Literal
+from collections.abc import Callable, Iterable
+from typing import Any, Literal
 
 import torch
 from safetensors.torch import load, save
@@ -39,6 +39,7 @@ class CodebookManifest(Strict):
     features: str  # digest of the FeatureManifest
     keys: str  # digest of the keys
     units_version: int
+    passes: int = 0  # over all frames, by components/features/lloyd.py; counts among the inputs unless it is 0
 
 
 def fit_codebook(frames: Tensor, clusters: int, seed: int = 0, iterations: int = 25) -> Tensor:
@@ -58,7 +59,7 @@ def fit_codebook(frames: Tensor, clusters: int, seed: int = 0, iterations: int =
     centres = _start(points, clusters, torch.Generator().manual_seed(seed))
     previous = None
     for _ in range(iterations):
-        nearest, distance = _nearest(points, centres)
+        nearest, distance = find_nearest(points, centres)
         if previous is not None and torch.equal(nearest, previous):
             break
         centres = _means(points, nearest, distance, centres)
@@ -68,7 +69,7 @@ def fit_codebook(frames: Tensor, clusters: int, seed: int = 0, iterations: int =
 
 def assign(features: Tensor, codebook: Tensor) -> Tensor:
     """Unit of each frame, `(frames, width)` and `(clusters, width)` → `(frames,)` int32; ties go to the lower unit."""
-    return _nearest(features.float(), codebook.float())[0].to(torch.int32)
+    return find_nearest(features.float(), codebook.float())[0].to(torch.int32)
 
 
 def deduplicate(units: Tensor) -> tuple[Tensor, Tensor]:
@@ -92,24 +93,35 @@ def fit_units(
     before the work: a codebook that is there is returned at once. ValueError if `keys` is empty or a key is missing.
     """
     names = sorted(set(keys))
+
+    def fit() -> tuple[Tensor, int]:
+        frames = gather_frames(store, names, max_frames, seed)
+        return fit_codebook(frames, clusters, seed, iterations), len(frames)
+
+    return published_once(root_url, unit_inputs(store, names, clusters, seed, iterations, max_frames), fit)
+
+
+def unit_inputs(
+    store: FeatureStore, names: list[str], clusters: int, seed: int, iterations: int, max_frames: int
+) -> dict[str, Any]:
+    """All that decides a codebook, of which its digest is made; `names` are sorted. ValueError if there are none."""
     if not names:
         raise ValueError(f"no clips to fit a codebook on: is there a train split in {store.root}?")
-    inputs = dict(
-        zip(
-            INPUTS,
-            (store.manifest.digest, digest(names), clusters, seed, iterations, max_frames, UNITS_VERSION),
-            strict=True,
-        )
-    )
+    named = (store.manifest.digest, digest(names), clusters, seed, iterations, max_frames, UNITS_VERSION)
+    return dict(zip(INPUTS, named, strict=True))
+
+
+def published_once(root_url: str, inputs: dict[str, Any], fit: Callable[[], tuple[Tensor, int]]) -> tuple[str, str]:
+    """URL and digest of the codebook with these inputs; if it is not there, `fit` gives it and its number of frames."""
     name = digest(inputs)[:16]
     url = join(root_url, "units", name)
     if exists(join(url, MANIFEST)):
         return url, name
-    frames = gather_frames(store, names, max_frames, seed)
-    publish_bytes(join(url, CODEBOOK), save({"codebook": fit_codebook(frames, clusters, seed, iterations)}))
+    made, frames = fit()
+    publish_bytes(join(url, CODEBOOK), save({"codebook": made}))
     data = read_bytes(join(url, CODEBOOK))  # a fit that was killed, or another one, may have published it before
     manifest = CodebookManifest.model_validate(
-        inputs | {"digest": name, "sha256": digest_bytes(data), "width": frames.shape[1], "frames": len(frames)}
+        inputs | {"digest": name, "sha256": digest_bytes(data), "width": made.shape[1], "frames": frames}
     )
     publish_bytes(join(url, MANIFEST), manifest.model_dump_json(indent=2).encode())
     return url, name
@@ -138,7 +150,7 @@ def load_codebook(url: str) -> tuple[Tensor, CodebookManifest]:
         if digest_bytes(data) != manifest.sha256:
             raise ValueError("its sha256 is not the manifest's")
         codebook = load(data)["codebook"]
-        said = digest(manifest.model_dump(include=set(INPUTS)))[:16]
+        said = digest(manifest.model_dump(include={*INPUTS, *(["passes"] if manifest.passes else [])}))[:16]
         if said != manifest.digest or codebook.shape != (manifest.clusters, manifest.width):
             raise ValueError("its manifest is not the one it was published with")
     except (FileNotFoundError, ValueError) as error:
@@ -148,7 +160,7 @@ def load_codebook(url: str) -> tuple[Tensor, CodebookManifest]:
     return codebook, manifest
 
 
-def _nearest(points: Tensor, centres: Tensor) -> tuple[Tensor, Tensor]:
+def find_nearest(points: Tensor, centres: Tensor) -> tuple[Tensor, Tensor]:
     """Index of the nearest centre and the squared distance to it, both `(n,)`, by |x|² - 2xC + |C|²."""
     square = centres.square().sum(1)
     found = [torch.addmm(square, chunk, centres.T, alpha=-2).min(1) for chunk in torch.split(points, CHUNK)]

@@ -15,6 +15,8 @@ from infra.storage import join
 
 KEY_LENGTH = 80  # letters; with the longest suffix (.safetensors) a member name fits into the 100 of a plain tar
 PER_SHARD = 256  # recordings
+LEAST_CUT = 16  # recordings a shard below which groups are not cut by their ids
+CUTS = 4
 
 
 class Keyed(NamedTuple):
@@ -62,11 +64,27 @@ def assign_keys(recordings: Sequence[Recording]) -> list[str]:
 
 
 def plan_groups(recordings: Sequence[Recording], per_shard: int = PER_SHARD) -> list[list[Keyed]]:
-    """Recordings in groups of `per_shard`, in the order given; each group becomes one shard. ValueError as above."""
+    """Recordings in groups of at most `per_shard`, in the order given; each becomes one shard. ValueError as above.
+
+    Where a group ends is decided by the ids in it, as rsync cuts files: once it is half full, it ends at an id whose
+    digest says so. So a data set to which recordings are added, or from which some are removed, keeps all its groups
+    but those around the change, and their shards and features are used again. Groups too small for that are just full.
+    """
     if per_shard < 1:
         raise ValueError(f"per_shard is {per_shard}: a shard holds at least 1 recording")
     keyed = [Keyed(*pair) for pair in zip(assign_keys(recordings), recordings, strict=True)]
-    return [keyed[start : start + per_shard] for start in range(0, len(keyed), per_shard)]
+    groups: list[list[Keyed]] = [[]]
+    for item in keyed:
+        groups[-1].append(item)
+        if len(groups[-1]) == per_shard or (2 * len(groups[-1]) >= per_shard >= LEAST_CUT and _ends(item, per_shard)):
+            groups.append([])
+    return groups if groups[-1] else groups[:-1]
+
+
+def _ends(item: Keyed, per_shard: int) -> bool:
+    """True for one id in `per_shard / CUTS`: five of six half-full groups meet one before they are full."""
+    number = int(digest_bytes(item.recording.annotation.id.encode("utf-8", "surrogatepass"))[:8], 16)
+    return number * per_shard < CUTS << 32
 
 
 def original_name(url: str, data_url: str) -> str:

@@ -11,8 +11,10 @@ import pyarrow as pa
 import pyarrow.compute
 import pyarrow.parquet as pq
 
+from components.digest import digest_bytes
 from components.schema import AudioManifest, Clip, Strict
-from infra.storage import exists, join, read_bytes, read_json
+from components.seal import read_sealed
+from infra.storage import exists, join, read_bytes
 
 MANIFEST = "manifest.json"
 INDEX = "samples.parquet"
@@ -36,6 +38,7 @@ TEXT = (
     "marks",
     "conversations",
 )
+MEASURES = ("loudness", "peak", "clipped", "snr", "bandwidth", "silence")  # null where nothing was measured
 COLUMNS: list[tuple[str, pa.DataType]] = [
     *((name, pa.string()) for name in ("key", "id", "shard")),
     *((name, pa.int64()) for name in ("audio_offset", "audio_size", "json_offset", "json_size")),
@@ -44,13 +47,17 @@ COLUMNS: list[tuple[str, pa.DataType]] = [
     ("text", pa.string()),
     ("text_length", pa.int64()),
     *((name, pa.string()) for name in TEXT[4:]),
+    ("source_digest", pa.string()),
+    ("start", pa.float64()),
+    *((name, pa.float64()) for name in MEASURES),
+    ("fingerprint", pa.list_(pa.uint32())),
 ]
 SCHEMA = pa.schema(COLUMNS)
 
 
 class SampleRow(Strict):
     """A row of the index; offsets and sizes are bytes in the tar, `labels`, `translation`, `marks` and
-    `conversations` JSON."""
+    `conversations` JSON, the measures those of components/audio/quality.py."""
 
     key: str
     id: str
@@ -74,10 +81,29 @@ class SampleRow(Strict):
     original: str
     marks: str
     conversations: str
+    source_digest: str  # of the file, as Recording.digest
+    start: float  # seconds into the file at which the clip was cut out
+    loudness: float | None = None
+    peak: float | None = None
+    clipped: float | None = None
+    snr: float | None = None
+    bandwidth: float | None = None
+    silence: float | None = None
+    fingerprint: tuple[int, ...] | None = None
 
 
-def sample_row(clip: Clip, shard: str, audio: tuple[int, int], record: tuple[int, int]) -> SampleRow:
-    """The row of a clip whose audio and record lie at `(offset, size)` in a shard."""
+def sample_row(
+    clip: Clip,
+    shard: str,
+    audio: tuple[int, int],
+    record: tuple[int, int],
+    source_digest: str,
+    fingerprint: tuple[int, ...] | None = None,
+) -> SampleRow:
+    """The row of a clip whose audio and record lie at `(offset, size)` in a shard.
+
+    `source_digest` is that of the file it came from (Recording.digest).
+    """
     return SampleRow(
         key=clip.key,
         id=clip.id,
@@ -101,6 +127,10 @@ def sample_row(clip: Clip, shard: str, audio: tuple[int, int], record: tuple[int
         original=clip.original,
         marks=_json(clip.marks),
         conversations=_json(clip.conversations),
+        source_digest=source_digest,
+        start=clip.start,
+        **{name: clip.quality.get(name) for name in MEASURES},
+        fingerprint=fingerprint,
     )
 
 
@@ -114,9 +144,9 @@ def to_table(rows: Iterable[SampleRow]) -> pa.Table:
 
 
 def table_bytes(table: pa.Table) -> bytes:
-    """`samples.parquet`, with a checksum on every page."""
+    """`samples.parquet`."""
     buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd", row_group_size=16_384, write_page_checksum=True)
+    pq.write_table(table, buffer, compression="zstd", row_group_size=16_384)
     return buffer.getvalue()
 
 
@@ -126,9 +156,9 @@ def find_manifest(root_url: str) -> AudioManifest | None:
     if not exists(url):
         return None
     try:
-        return AudioManifest.model_validate(read_json(url))
+        return read_sealed(url, AudioManifest)
     except ValueError as error:
-        raise ValueError(f"{url} is not a manifest of this version ({error}): remove it and ingest again") from error
+        raise ValueError(f"{error}: remove that file and ingest again") from error
 
 
 def read_manifest(root_url: str) -> AudioManifest:
@@ -146,10 +176,13 @@ def read_index(root_url: str, columns: Sequence[str] | None = None) -> pa.Table:
     """
     manifest = read_manifest(root_url)
     url = join(root_url, INDEX)
-    try:
-        table = pq.read_table(
-            io.BytesIO(read_bytes(url)), columns=list(columns or SCHEMA.names), page_checksum_verification=True
+    data = read_bytes(url)
+    if digest_bytes(data) != manifest.index_sha256:
+        raise ValueError(
+            f"{url} is damaged (its sha256 is not the manifest's): ingest again, it is rebuilt from the parts"
         )
+    try:
+        table = pq.read_table(io.BytesIO(data), columns=list(columns or SCHEMA.names))
     except (pa.ArrowException, OSError) as error:
         raise ValueError(f"{url} cannot be read ({error}): ingest again, it is rebuilt from the parts") from error
     lacking = [name for name in columns or SCHEMA.names if name not in table.column_names]

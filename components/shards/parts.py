@@ -5,14 +5,18 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 
+from components.audio.fingerprint import VERSION as FINGERPRINT_VERSION
 from components.digest import digest
-from components.schema import SCHEMA_VERSION, Reject, ShardInfo, Strict
+from components.schema import SCHEMA_VERSION, Recording, Reject, ShardInfo, Strict
+from components.seal import read_sealed
 from components.shards.group import Keyed, original_name
 from components.shards.index import SampleRow
-from infra.storage import exists, join, read_json, size
+from components.shards.settings import Ingest
+from infra.storage import exists, join, size
 
 PARTS = "parts"  # folder of the records, beside the tars
-INGEST_VERSION = 1  # raise it when the same recording would give other bytes
+INGEST_VERSION = 2  # raise it when the same recording would give other bytes
+OF_THE_WHOLE = {"duplicates", "leaks", "leak_speakers", "leak_sentences"}  # settings that no single shard depends on
 
 
 class Part(Strict):
@@ -26,6 +30,7 @@ class Part(Strict):
     rejects: tuple[Reject, ...]
     sources: dict[str, int]  # clips by what their annotation says
     licences: dict[str, int]
+    seal: str = ""  # see components/seal.py
 
 
 def shard_name(group_index: int) -> str:
@@ -36,14 +41,21 @@ def part_url(root_url: str, group_index: int) -> str:
     return join(root_url, PARTS, f"shard-{group_index:06d}.json")
 
 
-def group_digest(group: Sequence[Keyed], data_url: str) -> str:
+def group_digest(group: Sequence[Keyed], data_url: str, settings: Ingest) -> str:
     """Digest of all that decides the bytes of a shard; where the data lie does not."""
-    total = hashlib.sha256(f"{SCHEMA_VERSION} {INGEST_VERSION}\n".encode())
+    steps = settings.model_dump(mode="json", exclude=OF_THE_WHOLE)
+    steps["fingerprints"] = FINGERPRINT_VERSION if settings.fingerprints else None
+    total = hashlib.sha256(digest([SCHEMA_VERSION, INGEST_VERSION, steps]).encode())
     for key, recording in group:
-        noted = recording.annotation.model_dump(mode="json")
-        item = [key, original_name(recording.url, data_url), recording.digest, noted]
-        total.update(digest(item).encode())
+        total.update(digest([key, *identity_of(recording, data_url)]).encode())
     return total.hexdigest()
+
+
+def identity_of(recording: Recording, data_url: str) -> list[object]:
+    """What a recording is, wherever it lies: a JSON value to digest."""
+    place = [recording.start, recording.duration, recording.inside]
+    noted = recording.annotation.model_dump(mode="json")
+    return [original_name(recording.url, data_url), recording.digest, place, noted]
 
 
 def finished_part(root_url: str, group_index: int, inputs: str) -> Part | None:
@@ -52,9 +64,9 @@ def finished_part(root_url: str, group_index: int, inputs: str) -> Part | None:
     if not exists(url):
         return None
     try:
-        part = Part.model_validate(read_json(url))
+        part = read_sealed(url, Part)
     except ValueError:
-        return None  # of another version of this code: made anew
+        return None  # damaged or of another version of this code: made anew
     if part.inputs != inputs:
         return None
     if part.shard is not None:

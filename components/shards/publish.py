@@ -10,12 +10,17 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from components.digest import digest
+from components.digest import digest, digest_bytes
 from components.schema import AudioManifest, Recording, Reject, ShardInfo
-from components.shards.group import Keyed, original_name
+from components.seal import sealed, unsealed
+from components.shards.checks import CHECKS, check
+from components.shards.group import PER_SHARD, Keyed
 from components.shards.index import INDEX, MANIFEST, REJECTS, SCHEMA, find_manifest, table_bytes, to_table
-from components.shards.parts import Part, finished_part, group_digest, shard_name
-from infra.storage import exists, join, publish_bytes, shown, size, write_bytes
+from components.shards.ingest import ingest_config
+from components.shards.parts import Part, finished_part, group_digest, identity_of, shard_name
+from components.shards.samples import DEFAULTS
+from components.shards.settings import Ingest
+from infra.storage import exists, join, publish_bytes, shown, size, write_bytes, write_json
 
 THREADS = 16  # parts that are asked for at once
 MAX_SOURCES = 100  # that a manifest lists
@@ -28,7 +33,6 @@ class Collated(NamedTuple):
     table: pa.Table
     rows: str  # digest of the rows
     rejects: tuple[Reject, ...]
-    splits: dict[str, int]
     sources: dict[str, int]
     licences: dict[str, int]
 
@@ -47,8 +51,7 @@ def dataset_version(
     """
     total = hashlib.sha256(digest(config).encode())
     for recording in recordings:
-        noted = recording.annotation.model_dump(mode="json")
-        total.update(digest([original_name(recording.url, data_url), recording.digest, noted]).encode())
+        total.update(digest(identity_of(recording, data_url)).encode())
     for reject in rejects:
         total.update(digest(reject.model_dump()).encode())
     return total.hexdigest()[:12]
@@ -60,16 +63,19 @@ def publish(
     version: str,
     groups: Sequence[Sequence[Keyed]],
     rejects: Sequence[Reject],
-    config: dict[str, Any],
     data_url: str,
+    per_shard: int = PER_SHARD,
+    settings: Ingest = DEFAULTS,
 ) -> AudioManifest:
-    """Collate the parts of all groups, in order, into `samples.parquet`, `rejects.jsonl` and `manifest.json`.
+    """Collate the parts of all groups, in order, into `samples.parquet`, `rejects.jsonl`, `checks.json` and, last,
+    `manifest.json`.
 
-    `rejects` are those of the steps before. May be called again: the manifest that is there is returned. ValueError
-    if parts are missing, nothing could be used, or the data set was published from other shards.
+    `rejects` are those of the steps before; duplicates and leaks are looked for here, over the whole data set. May be
+    called again: the manifest that is there is returned. ValueError if parts are missing, nothing could be used,
+    leaks are refused and there are some, or the data set was published from other shards.
     """
     with ThreadPoolExecutor(THREADS) as pool:
-        parts = list(pool.map(lambda i: _collated(root_url, i, groups[i], data_url), range(len(groups))))
+        parts = list(pool.map(lambda i: _collated(root_url, i, groups[i], data_url, settings), range(len(groups))))
     found = [part for part in parts if part is not None]
     if len(found) < len(groups):
         missing = [shard_name(i) for i, part in enumerate(parts) if part is None]
@@ -77,9 +83,12 @@ def publish(
             f"{len(missing)} of {len(groups)} shards of {root_url} are not there yet "
             f"({', '.join(missing[:5])}): run the ingest stage again, it resumes"
         )
-    aside = [*rejects, *(reject for part in found for reject in part.rejects)]
-    table = pa.concat_tables([SCHEMA.empty_table(), *(part.table for part in found)])
-    manifest = _manifest(dataset, version, found, table, len(aside), config, data_url)
+    whole = pa.concat_tables([SCHEMA.empty_table(), *(part.table for part in found)])
+    table, doubled, checks = check(whole, settings)
+    aside = [*rejects, *(reject for part in found for reject in part.rejects), *doubled]
+    config = ingest_config(per_shard, settings)
+    index = table_bytes(table)
+    manifest = _manifest(dataset, version, found, table, index, aside, config, data_url)
     _same(root_url, manifest)
     write_bytes(join(root_url, REJECTS), "".join(reject.model_dump_json() + "\n" for reject in aside).encode())
     if not table.num_rows:
@@ -87,10 +96,12 @@ def publish(
             f"none of {len(aside)} inputs could be used, for example {_example(aside)}; "
             f"all reasons are in {join(root_url, REJECTS)}"
         )
-    write_bytes(join(root_url, INDEX), table_bytes(table))
-    if not publish_bytes(join(root_url, MANIFEST), (manifest.model_dump_json(indent=2) + "\n").encode()):
+    write_bytes(join(root_url, INDEX), index)
+    write_json(join(root_url, CHECKS), checks)
+    data = sealed(manifest, indent=2)
+    if not publish_bytes(join(root_url, MANIFEST), data):
         return _same(root_url, manifest) or manifest
-    return manifest
+    return unsealed(data, AudioManifest, MANIFEST)
 
 
 def up_to_date(root_url: str) -> AudioManifest | None:
@@ -107,8 +118,10 @@ def up_to_date(root_url: str) -> AudioManifest | None:
         return manifest if all(pool.map(whole, manifest.shards)) else None
 
 
-def _collated(root_url: str, group_index: int, group: Sequence[Keyed], data_url: str) -> Collated | None:
-    part: Part | None = finished_part(root_url, group_index, group_digest(group, data_url))
+def _collated(
+    root_url: str, group_index: int, group: Sequence[Keyed], data_url: str, settings: Ingest
+) -> Collated | None:
+    part: Part | None = finished_part(root_url, group_index, group_digest(group, data_url, settings))
     if part is None:
         return None
     return Collated(
@@ -116,7 +129,6 @@ def _collated(root_url: str, group_index: int, group: Sequence[Keyed], data_url:
         table=to_table(part.rows),
         rows=digest([row.model_dump() for row in part.rows]),
         rejects=part.rejects,
-        splits=Counter(row.split or "undeclared" for row in part.rows),
         sources=part.sources,
         licences=part.licences,
     )
@@ -127,7 +139,8 @@ def _manifest(
     version: str,
     parts: list[Collated],
     table: pa.Table,
-    rejected: int,
+    index: bytes,
+    rejects: Sequence[Reject],
     config: dict[str, Any],
     data_url: str,
 ) -> AudioManifest:
@@ -136,18 +149,24 @@ def _manifest(
     if len(keys.unique()) != len(keys):
         raise ValueError(f"keys are not unique in {dataset}: the groups are not those of one plan_groups")
     samples = int(table.column("samples").to_numpy().sum())
+    every = sum(shard.samples for shard in shards)
+    kept = "all" if table.num_rows == every else digest(keys.to_pylist())
     return AudioManifest(
         dataset=dataset,
         version=version,
         shards=shards,
         samples=table.num_rows,
-        digest=digest({"shards": [shard.sha256 for shard in shards], "rows": [part.rows for part in parts]}),
+        digest=digest(
+            {"shards": [shard.sha256 for shard in shards], "rows": [part.rows for part in parts], "kept": kept}
+        ),
         seconds=samples / config["sample_rate"],
-        rejected=rejected,
+        rejected=len(rejects),
+        asides=dict(sorted(Counter(reject.step for reject in rejects).items())),
         config=config,
-        splits=_sum(part.splits for part in parts),
+        splits=dict(sorted(Counter(split or "undeclared" for split in table.column("split").to_pylist()).items())),
         licences=_sum(part.licences for part in parts),
         sources=_sources(data_url, _sum(part.sources for part in parts)),
+        index_sha256=digest_bytes(index),
     )
 
 

@@ -149,6 +149,10 @@ class QwenAudio(SpeechLLM):
     def added_tokens(cls, preset: Preset) -> list[str]:
         return vocabulary(numbered=preset.connector.get("numbered", False))
 
+    @classmethod
+    def mean_pool(cls, preset: Preset) -> int:
+        return POOL
+
     def build_connector(self, preset: Preset, llm_width: int) -> nn.Module:
         self.system: str = preset.connector.get("system", SYSTEM)
         return LinearProjector(preset.connector["width"], llm_width, pool=2, norm="affine")

@@ -8,7 +8,9 @@ from typing import Any
 import torch
 
 from components.features.extract import Target, extract_all
+from components.features.form import Form
 from components.features.key import refuse_other_numerics
+from components.features.projection import load_projection
 from components.features.units import load_codebook
 from components.schema import ShardInfo
 from components.shards.index import read_rows
@@ -22,20 +24,34 @@ def extractor(
     roots: dict[str, str],
     keys: dict[str, dict[str, Any]],
     codebook_url: str | None,
+    forms: dict[str, str] | None = None,
+    projection_urls: dict[str, str] | None = None,
 ) -> Callable[[Any], Any]:
     """Work of a cache actor: all missing features of one audio shard, decoded once.
 
+    By role: `roots`, `keys`, `forms` (bf16 where none is named), and `projection_urls` for forms that need them.
     Raises ValueError on a machine that would compute other numbers than the caches' keys say.
     """
     torch.set_num_threads(1)  # one process a core
     codebook = load_codebook(codebook_url)[0] if codebook_url else None
     specs = Preset.model_validate(preset).encoders
-    targets = [Target(build_encoder(specs[role]), root, codebook) for role, root in roots.items()]
+    projections = {role: load_projection(url)[0] for role, url in (projection_urls or {}).items()}
+    targets = [
+        Target(
+            encoder=build_encoder(specs[role]),
+            root=root,
+            codebook=codebook,
+            form=Form.parse((forms or {}).get(role, "bf16")),
+            projection=projections.get(role),
+            folder=root.rsplit("/", 2)[0],  # <lake>/features/<fingerprint>, above data set and version
+        )
+        for role, root in roots.items()
+    ]
     for target, role in zip(targets, roots, strict=True):
         refuse_other_numerics(keys[role], target.encoder)
     rows = read_rows(audio_root)
 
     def work(shard: ShardInfo) -> Any:
-        return extract_all(shard, [row for row in rows if row["shard"] == shard.name], audio_root, targets)
+        return extract_all(shard, list(rows.where("shard", shard.name)), audio_root, targets)
 
     return work

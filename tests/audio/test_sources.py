@@ -279,7 +279,7 @@ BROKEN: dict[str, tuple[dict[str, object] | str, str]] = {
     "translation": ({"audio": "x.wav", "translation": "pomme"}, "must name languages"),
     "conversations": ({"audio": "x.wav", "conversations": "hello"}, "list of chat messages"),
     "text": ({"audio": "x.wav", "text": ["a"]}, "the field text is a JSON list"),
-    "part": ({"audio": "x.wav", "offset": 1.5, "duration": 2}, "cut the part into a file of its own"),
+    "part": ({"audio": "x.wav", "offset": -1.5, "duration": 2}, "is not a number of seconds from 0"),
 }
 
 

@@ -210,18 +210,18 @@ def test_a_member_is_one_tensor_of_the_right_kind_and_shape() -> None:
         "is not JSON": b"",
     }
     as_array = np.frombuffer(bytearray(whole), np.uint8)
-    check_member(as_array, "features", (4, 6))
+    check_member(as_array, {"features": (4, 6)})
     assert same_bits(tensor_before(as_array, len(whole), "features", (4, 6)), frames)
     for message, data in cases.items():
         with pytest.raises(ValueError, match=re.escape(message)):
-            check_member(np.frombuffer(data, np.uint8), "features", (4, 6))
+            check_member(np.frombuffer(data, np.uint8), {"features": (4, 6)})
     with pytest.raises(ValueError, match="multiple of 2 bytes"):
-        check_member(np.frombuffer(bytearray(b"x" + whole), np.uint8)[1:], "features", (4, 6))
+        check_member(np.frombuffer(bytearray(b"x" + whole), np.uint8)[1:], {"features": (4, 6)})
 
 
 def test_a_clip_without_frames_and_a_file_that_cannot_be_mapped(tmp_path: Path) -> None:
     empty = np.frombuffer(save({"features": torch.empty(0, 6, dtype=torch.bfloat16)}), np.uint8)
-    check_member(empty, "features", (0, 6))
+    check_member(empty, {"features": (0, 6)})
     assert tensor_before(empty, len(empty), "features", (0, 6)).shape == (0, 6)
     with pytest.raises(OSError, match=f"{tmp_path} cannot be mapped into memory"):
         map_file(tmp_path)

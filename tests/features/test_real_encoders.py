@@ -18,7 +18,7 @@ from components.features.store import FeatureStore, publish_features
 from components.schema import Annotation, AudioManifest, Recording
 from components.shards.group import plan_groups
 from components.shards.index import read_index
-from components.shards.ingest import ingest_config, ingest_group
+from components.shards.ingest import ingest_group
 from components.shards.publish import publish
 from components.shards.reader import ShardReader
 from models.encoders.base import AudioEncoder, EncoderSpec
@@ -100,7 +100,7 @@ def test_from_recordings_through_ingest_to_features(tmp_path: Path) -> None:
     groups = plan_groups(recordings, per_shard=5)
     for number, group in enumerate(groups):
         ingest_group(number, group, root, source)
-    audio = publish(root, "noise", "1", groups, [], ingest_config(5), source)
+    audio = publish(root, "noise", "1", groups, [], source, 5)
     index = read_index(root).to_pylist()
     store = make_cache(tmp_path / "lake", whisper(), audio, index, root)
     store.verify()

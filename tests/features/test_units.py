@@ -50,7 +50,7 @@ def test_more_iterations_never_raise_the_distortion() -> None:
 def test_empty_clusters_are_seeded_anew() -> None:
     points = torch.cat([torch.zeros(500, 2), torch.tensor([[9.0, 0.0], [0.0, 9.0], [-9.0, 0.0]])])
     start = torch.zeros(4, 2)
-    nearest, distance = units_module._nearest(points, start)
+    nearest, distance = units_module.find_nearest(points, start)
     centres = units_module._means(points, nearest, distance, start)
     assert {tuple(centre) for centre in centres[1:].tolist()} == {(9.0, 0.0), (0.0, 9.0), (-9.0, 0.0)}
     assert sorted(set(assign(points, fit_codebook(points, 4)).tolist())) == [0, 1, 2, 3]

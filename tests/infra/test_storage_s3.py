@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from infra import storage
+from infra import objects, storage
 
 pytestmark = pytest.mark.slow
 
@@ -57,6 +59,32 @@ def test_uploads_of_a_file_and_a_folder(bucket: str, tmp_path: Path) -> None:
     storage.upload_folder(tmp_path, storage.join(bucket, "up/all"))
     assert storage.find(storage.join(bucket, "up")) == ["a", "all/a", "all/b/c"]
     assert storage.read_bytes(storage.join(bucket, "up/all/b/c")) == b"b/c" * 1000
+
+
+def test_listings_go_on_over_pages(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    names, call, pages = [f"{number:02d}/x y+%.wav" for number in range(7)], objects.call, []
+
+    def two(files: Any, method: str, path: str, moved: int = 0, **arguments: Any) -> dict[str, Any]:
+        pages.append(method)
+        return call(files, method, path, moved, **arguments | {"MaxKeys": 2})
+
+    for name in names:
+        storage.write_bytes(storage.join(bucket, "pages", name), b"")
+    monkeypatch.setattr(objects, "call", two)
+    assert storage.find(storage.join(bucket, "pages")) == names
+    assert storage.list_names(storage.join(bucket, "pages")) == [name[:2] for name in names]
+    assert pages == ["list_objects_v2"] * 8
+
+
+def test_a_large_file_goes_in_parts_that_are_checked(bucket: str, tmp_path: Path) -> None:
+    data, url = bytes(range(256)) * (objects.PART // 128 + 1), storage.join(bucket, "large")
+    (tmp_path / "large").write_bytes(data)
+    storage.upload(tmp_path / "large", url)
+    there = objects.stored(url)
+    assert (there.size, there.sha256) == (len(data), hashlib.sha256(data).hexdigest())
+    assert there.etag.endswith('-3"')
+    assert storage.read_bytes(url) == data
+    assert storage.local_copy(url, tmp_path / "copies", there.sha256).read_bytes() == data
 
 
 def test_one_of_many_that_race_to_create_an_object_wins(bucket: str) -> None:

@@ -76,8 +76,8 @@ def plan(recordings: Sequence[Recording], data: str, per_shard: int = 3) -> tupl
 
 def run_publish(root: str, recordings: Sequence[Recording], data: str, per_shard: int = 3) -> AudioManifest:
     groups, rejects = plan(recordings, data, per_shard)
-    config = ingest_config(per_shard)
-    return publish(root, "tones", dataset_version(recordings, rejects, config, data), groups, rejects, config, data)
+    version = dataset_version(recordings, rejects, ingest_config(per_shard), data)
+    return publish(root, "tones", version, groups, rejects, data, per_shard)
 
 
 def all_bytes(root: str) -> dict[str, bytes]:

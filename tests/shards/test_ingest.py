@@ -19,12 +19,14 @@ from components.audio.decode import BadAudio, decode
 from components.audio.encode import to_int16
 from components.digest import digest_bytes, digest_file
 from components.schema import AudioManifest, Clip, Recording, Reject
-from components.shards import ingest
+from components.shards import ingest, samples
 from components.shards.index import SCHEMA, read_index, read_manifest
-from components.shards.ingest import ingest_config, ingest_group, make_sample
+from components.shards.ingest import ingest_config, ingest_group
 from components.shards.parts import group_digest
 from components.shards.publish import audio_root, dataset_version, publish, up_to_date
 from components.shards.reader import ShardReader, verify_shard
+from components.shards.samples import Sample, make_samples
+from components.shards.settings import Ingest
 from infra import storage
 
 
@@ -46,14 +48,23 @@ def test_a_data_set_has_its_shards_index_rejects_and_manifest(whole: tuple[str, 
     root, manifest = whole
     assert root == str(tmp_path / "lake/audio/tones/v1")
     tars = [f"shard-00000{i}.tar" for i in range(3)]
-    assert storage.list_names(root) == ["manifest.json", "parts", "rejects.jsonl", "samples.parquet", *tars]
+    assert storage.list_names(root) == [
+        "checks.json",
+        "manifest.json",
+        "parts",
+        "rejects.jsonl",
+        "samples.parquet",
+        *tars,
+    ]
     assert read_manifest(root) == manifest
     assert [shard.samples for shard in manifest.shards] == [2, 2, 3]
     assert (manifest.samples, manifest.rejected, manifest.splits) == (7, 2, {"dev": 3, "train": 4})
     assert manifest.seconds == pytest.approx(sum(0.2 + 0.05 * i for i in range(7)), abs=1e-3)
     assert manifest.licences == {"CC0-1.0": 7}
     assert manifest.sources == (str(tmp_path / "data"), "synthetic")
-    assert manifest.config == {"per_shard": 3, "sample_rate": 16_000, "schema_version": 1, "ingest_version": 1}
+    own = {"per_shard": 3, "sample_rate": 16_000, "schema_version": 1, "ingest_version": 2}
+    assert manifest.config == Ingest().model_dump(mode="json") | own
+    assert manifest.asides == {"decode": 1, "read": 1}
     for shard in manifest.shards:
         tar = f"{root}/{shard.name}"
         assert (digest_file(tar), os.path.getsize(tar)) == (shard.sha256, shard.bytes)
@@ -147,7 +158,8 @@ def test_a_flac_that_fits_is_kept_and_anything_else_encoded(tmp_path: Path) -> N
     ]:
         recording = put(str(tmp_path), name, content)
         keyed = plan([recording], str(tmp_path))[0][0][0]
-        sample = make_sample(keyed, content, name)
+        (sample,) = make_samples(keyed, content, name)
+        assert isinstance(sample, Sample)
         assert (sample.audio == content) == kept
         expected = to_int16(decode(content, name).samples)
         stored, rate = sf.read(io.BytesIO(sample.audio), dtype="int16")
@@ -193,7 +205,7 @@ def test_whatever_was_lost_is_made_again_to_the_same_bytes(
     assert all_bytes(root) == before
 
 
-@pytest.mark.parametrize("point", ["decode", "write_tar", "upload", "write_bytes"])
+@pytest.mark.parametrize("point", ["make_samples", "write_tar", "upload", "write_bytes"])
 def test_a_kill_at_any_point_and_a_second_run_give_the_same_bytes(
     point: str,
     data: tuple[str, list[Recording]],
@@ -222,7 +234,7 @@ def test_a_kill_at_any_point_and_a_second_run_give_the_same_bytes(
     with pytest.raises(FileNotFoundError, match="run the ingest stage"):
         read_index(killed)
     reports = run_ingest(killed, data[1], data[0])
-    assert [report.reused for report in reports] == [point != "decode", False, False]
+    assert [report.reused for report in reports] == [point != "make_samples", False, False]
     run_publish(killed, data[1], data[0])
     assert all_bytes(killed) == all_bytes(whole[0])
 
@@ -293,17 +305,17 @@ def test_each_fault_of_a_file_is_its_own_reject(tmp_path: Path, monkeypatch: pyt
     os.truncate(f"{source}/large.wav", 9901)
     decoded: list[str] = []
 
-    def odd(data: bytes, name: str) -> Any:
+    def odd(data: bytes, name: str, *how: Any) -> Any:
         decoded.append(name)
         if name == "surprise.wav":
             raise RuntimeError("never foreseen")
-        return decode(data, name)
+        return decode(data, name, *how)
 
-    monkeypatch.setattr(ingest, "decode", odd)
+    monkeypatch.setattr(samples, "decode", odd)
     told: list[str] = []
     groups, _ = plan(recordings, source, 10)
     refused = {"crash": "the decoder crashed twice"}
-    report = ingest_group(0, groups[0], root, source, refused, before=told.append)
+    report = ingest_group(0, groups[0], root, source, refused=refused, before=told.append)
     assert (report.samples, report.rejected) == (1, 5)
     run = storage.read_json(f"{root}/parts/shard-000000.json")
     reasons = {reject["id"]: reject["reason"] for reject in run["rejects"]}
@@ -358,7 +370,7 @@ def test_the_version_follows_the_data_the_rejects_and_the_configuration(tmp_path
     }
     assert len(versions) == 7
     groups, _ = plan(recordings, source)
-    assert group_digest(groups[0], source) != group_digest(groups[0][:2], source)
+    assert group_digest(groups[0], source, Ingest()) != group_digest(groups[0][:2], source, Ingest())
 
 
 def test_a_data_set_is_never_published_over_another(
@@ -370,7 +382,7 @@ def test_a_data_set_is_never_published_over_another(
     run_ingest(root, fewer, data[0])
     groups, rejects = plan(fewer, data[0])
     with pytest.raises(ValueError, match=r"was published from other shards.*remove that folder"):
-        publish(root, "tones", "v1", groups, rejects, ingest_config(3), data[0])
+        publish(root, "tones", "v1", groups, rejects, data[0], 3)
     assert storage.read_bytes(f"{root}/manifest.json") == before
 
 

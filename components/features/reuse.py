@@ -1,0 +1,60 @@
+"""Feature shards that another version of a data set has already: `<fingerprint folder>/known/<audio sha256>.json`.
+
+A data set to which files are added becomes a new version; audio shards that it shares with another one are not encoded
+again. The fingerprint stands for all else that decides the bytes, the sha256 of the audio shard for the clips in it.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from components.digest import digest_file
+from components.features.parts import FeaturePart, finished_part, part_url
+from components.schema import ShardInfo, Strict
+from infra.storage import exists, join, local_copy, read_json, upload, write_bytes
+
+KNOWN = "known"
+
+
+class Known(Strict):
+    """Where the features of an audio shard are."""
+
+    place: str  # <dataset>/<version>
+    shard: str  # name
+
+
+def remember(folder: str, feature_root: str, part: FeaturePart) -> None:
+    """Note below the fingerprint's folder that the cache at `feature_root` has a shard; a lost note costs only time."""
+    known = Known(place=feature_root.removeprefix(folder).strip("/"), shard=part.shard.name)
+    write_bytes(_note(folder, part.audio_sha256), known.model_dump_json().encode())
+
+
+def taken_over(folder: str, feature_root: str, shard: ShardInfo, scratch: Path) -> FeaturePart | None:
+    """The part of an audio shard that another cache of this fingerprint has, copied here and checked by its sha256.
+
+    None if none has it whole; `scratch` is an empty folder for the copy.
+    """
+    url = _note(folder, shard.sha256)
+    if not exists(url):
+        return None
+    try:
+        known = Known.model_validate(read_json(url))
+        other = join(folder, known.place)
+        part = finished_part(shard.model_copy(update={"name": known.shard}), other)
+        if part is None:
+            return None
+        copy = scratch / "features.tar"
+        shutil.copyfile(local_copy(join(other, known.shard), scratch), copy)
+        if digest_file(copy) != part.shard.sha256:
+            return None
+    except (FileNotFoundError, ValueError):  # a damaged note, or removed in the meantime: made anew here
+        return None
+    upload(copy, join(feature_root, shard.name))
+    part = part.model_copy(update={"shard": part.shard.model_copy(update={"name": shard.name})})
+    write_bytes(part_url(feature_root, shard.name), part.model_dump_json().encode())
+    return part
+
+
+def _note(folder: str, audio_sha256: str) -> str:
+    return join(folder, KNOWN, f"{audio_sha256}.json")

@@ -1,0 +1,89 @@
+"""Commands about a lake as it is: `trace` and `caches`. Nothing heavy is imported before one of them runs."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+Lake = Annotated[
+    str | None, typer.Option("--lake", help="Where artefacts live; a path or URL. Default: $EARLOOM_LAKE or ./lake.")
+]
+Json = Annotated[bool, typer.Option("--json", help="For programs.")]
+caches = typer.Typer(help="What feature caches take, who uses them, and removing those that nobody does.")
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register the commands. The cache stage has the word `cache` and takes settings after it, so it is `caches`."""
+    app.command(epilog="Example: earloom trace --speaker s01 --lake s3://bucket/lake")(trace)
+    app.add_typer(caches, name="caches", no_args_is_help=True)
+
+
+def trace(
+    speaker: Annotated[str | None, typer.Option(help="What was made from this speaker's clips?")] = None,
+    file: Annotated[str | None, typer.Option(help="… from this source file?")] = None,
+    clip: Annotated[str | None, typer.Option(help="… from the clip with this id or key?")] = None,
+    model: Annotated[str | None, typer.Option(help="What was NAME, NAME@alias or NAME/version made from?")] = None,
+    dataset: Annotated[str | None, typer.Option(help="Versions of a data set, and what was made from them.")] = None,
+    lake: Lake = None,
+    as_json: Json = False,
+    every: Annotated[bool, typer.Option("--all", help="Name all source files.")] = False,
+    tracking_uri: Annotated[
+        str | None, typer.Option(help="Ask this MLflow server for --model, not the lake's records.")
+    ] = None,
+) -> None:
+    """What is affected if a speaker, file or clip has to go; what a model was made from.
+
+    Reads indexes, manifests and lineage. Ends with 1 if the origin of something is not known, and says of what.
+    """
+    given = {"speaker": speaker, "file": file, "clip": clip, "model": model, "dataset": dataset}
+    asked = [(kind, name) for kind, name in given.items() if name]
+    if len(asked) != 1:
+        raise ValueError("say what to trace, one of --speaker, --file, --clip, --model and --dataset")
+    from pipelines import tracing
+
+    place = _lake(lake)
+    found = tracing.trace(place, *asked[0], every, tracking_uri)
+    if as_json:
+        typer.echo(tracing.as_json(found, place))
+    else:
+        tracing.show(found, place)
+    if found.gaps:
+        raise typer.Exit(1)
+
+
+@caches.command("list", epilog="Example: earloom caches list --lake s3://bucket/lake")
+def caches_list(lake: Lake = None, as_json: Json = False) -> None:
+    """Every feature cache: encoder, data, size, age, and whether audio, stages and runs lead to it."""
+    from pipelines.caches import show_caches
+
+    show_caches(_lake(lake), as_json)
+
+
+@caches.command("prune", epilog="Example: earloom caches prune --unreachable --older-than 30d --yes")
+def caches_prune(
+    lake: Lake = None,
+    older_than: Annotated[str | None, typer.Option(help="Only those last changed before this: 12h, 30d.")] = None,
+    larger_than: Annotated[
+        str | None, typer.Option(help="Only until all caches together are under this: 500MB, 10GB.")
+    ] = None,
+    unreachable: Annotated[bool, typer.Option("--unreachable", help="Only those whose audio is gone.")] = False,
+    even_reachable: Annotated[
+        bool, typer.Option("--even-reachable", help="Also what stages and runs name, or changed within the last hour.")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Remove them; without it, only say what would go.")] = False,
+) -> None:
+    """Remove feature caches, unreachable and oldest first. Each limit narrows the choice; one is needed.
+
+    What a stage or run was made from, and what changed within the last hour, is kept. A cache can be made again.
+    """
+    from pipelines.caches import prune
+
+    prune(_lake(lake), older_than, larger_than, unreachable, even_reachable, yes)
+
+
+def _lake(given: str | None) -> str:
+    import os
+
+    url = given or os.environ.get("EARLOOM_LAKE", "./lake")
+    return url if "://" in url else os.path.abspath(os.path.expanduser(url))
