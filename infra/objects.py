@@ -286,7 +286,7 @@ def names(url: str, deep: bool) -> Iterator[str]:
         return
     folder = url.partition("://")[2].strip("/").partition("/")[2]
     folder += "/" if folder else ""
-    more: dict[str, str] = {"Prefix": folder} | ({} if deep else {"Delimiter": "/"})
+    more: dict[str, Any] = {"Prefix": folder} | ({} if deep else {"Delimiter": "/"})
     while True:
         page = _page(url, more)
         yield from (entry["Key"][len(folder) :] for entry in page.get("Contents", ()))
@@ -296,5 +296,5 @@ def names(url: str, deep: bool) -> Iterator[str]:
         more = more | {"ContinuationToken": page["NextContinuationToken"]}
 
 
-def _page(url: str, more: dict[str, str]) -> dict[str, Any]:
+def _page(url: str, more: dict[str, Any]) -> dict[str, Any]:
     return attempt(url, lambda files, path: call(files, "list_objects_v2", path, **more))

@@ -78,7 +78,7 @@ def places(batch: Batch, values: pa.Array[Any]) -> list[tuple[int, int] | None]:
     _, bounds, data = values.buffers()
     if bounds is None or len(values) == 0:
         return [None] * len(values)
-    ends = np.frombuffer(bounds, dtype=kind)[values.offset :][: len(values) + 1].tolist()
+    ends = np.frombuffer(memoryview(bounds), dtype=kind)[values.offset :][: len(values) + 1].tolist()
     start = data.address - batch.address if data is not None and ends[-1] else 0
     if not 0 <= start <= batch.size - ends[-1]:
         raise BadArrow(f"its audio is not stored as it is: {UNPACK}")

@@ -12,7 +12,7 @@ import functools
 import io
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
@@ -181,10 +181,10 @@ def _lasts(packet: Packet | None, before: float) -> float:
 
 def _values(frame: AudioFrame) -> np.ndarray:
     """(frames, channels) float32 of one decoded frame, whatever its sample format."""
-    values = frame.to_ndarray()  # (channels, frames) planar, else (1, frames * channels)
+    values: Any = frame.to_ndarray()  # (channels, frames) planar, else (1, frames * channels)
     values = values.T if frame.format.is_planar else values.reshape(-1, frame.layout.nb_channels)
     if values.dtype == np.uint8:
-        return (values.astype(np.float32) - np.float32(128)) / np.float32(128)
+        values = (values.astype(np.float32) - np.float32(128)) / np.float32(128)
     if values.dtype.kind == "i":
-        return values.astype(np.float32) / np.float32(-float(np.iinfo(values.dtype).min))
-    return values.astype(np.float32, copy=False)
+        values = values / np.float32(-float(np.iinfo(values.dtype).min))
+    return np.asarray(values, np.float32)

@@ -159,7 +159,8 @@ def _row_group(url: str, row: int, column: str) -> _Group:
             values.validate(full=True)
             if pa.types.is_struct(values.type):
                 kind = field.type.field("bytes").type
-                values = pa.chunked_array([chunk.field("bytes") for chunk in values.chunks], type=kind)
+                chunks: list[Any] = values.chunks
+                values = pa.chunked_array([chunk.field("bytes") for chunk in chunks], type=kind)
             return _Group(first, values, values.nbytes)
         except (pa.ArrowException, OSError, LookupError, TypeError, ValueError) as error:
             if container.error or isinstance(error, BadAudio):

@@ -6,6 +6,7 @@ import posixpath
 import unicodedata
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import NamedTuple
 
 from components.audio.corpora import WAV_SCP, cut_row, is_cut, kaldi
@@ -103,11 +104,11 @@ def _read(root: str, names: list[str], manifests: list[str]) -> Read:
     rest = [name for name in names if folders.isdisjoint(_parents(name))]
     for name in rest:
         if _suffix(name) == ".tar":
-            read.append(_guarded(root, name, lambda name=name: tar_samples(root, name, AUDIO_SUFFIXES)))
+            read.append(_guarded(root, name, partial(tar_samples, root, name, AUDIO_SUFFIXES)))
     tables, missing = tables_in(root, rest)
     read.append(([], missing))
     for name in tables:
-        read.append(_guarded(root, name, lambda name=name: table_rows(root, name, known)))
+        read.append(_guarded(root, name, partial(table_rows, root, name, known)))
     spoken = {item.path for items, _ in read for item in items}
     read.append(_bare([name for name in rest if name not in spoken]))
     return [item for items, _ in read for item in items], [reject for _, some in read for reject in some]

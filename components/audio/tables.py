@@ -176,8 +176,8 @@ def _arrow_cells(root: str, name: str, container: Container) -> Iterator[Cell]:
         _refuse_rows(row + item.values.num_rows, container.size)
         cells: Any = item.values.column(columns.audio)
         parts = {field.name: cells.field(field.name) for field in cells.type.fields} if columns.nested else {}
-        data = parts.get("bytes") if columns.nested else cells if "binary" in str(cells.type) else None
-        sources = parts.get("path") if columns.nested else cells if data is None else None
+        data: Any = parts.get("bytes") if columns.nested else cells if "binary" in str(cells.type) else None
+        sources: Any = parts.get("path") if columns.nested else cells if data is None else None
         spots = places(item, data) if data is not None else [None] * len(cells)
         for index, spot in enumerate(spots):
             fields = named_fields({name: item.values.column(name)[index].as_py() for name in columns.fields}, columns)

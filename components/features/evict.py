@@ -82,7 +82,7 @@ def list_caches(lake: str, audio: Mapping[str, str], users: Mapping[str, Sequenc
         if file:
             caches.setdefault(place, {})[file] = (size, modified)
     with ThreadPoolExecutor(THREADS) as pool:
-        return list(pool.map(lambda one: _cache(root, *one, audio, users), sorted(caches.items())))
+        return list(pool.map(lambda one: _cache(root, one[0], one[1], audio, users), sorted(caches.items())))
 
 
 def choose(caches: Iterable[Cache], policy: Policy, now: float | None = None) -> Choice:

@@ -54,7 +54,7 @@ def tensor_before(memory: Bytes, end: int, kind: str, shape: tuple[int, ...]) ->
 def tensors_before(memory: Bytes, end: int, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
     """`tensor_before` for several of them, by kind, which lie one behind the other and end at `end`."""
     found: dict[str, Tensor] = {}
-    for kind in reversed(shapes):
+    for kind in reversed(list(shapes)):
         found[kind] = tensor_before(memory, end, kind, shapes[kind])
         end -= found[kind].nbytes
     return found

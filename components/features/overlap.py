@@ -6,7 +6,7 @@ libFLAC, digests, copies and torch's own kernels let go of the interpreter's loc
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -18,7 +18,7 @@ Item = TypeVar("Item")
 Made = TypeVar("Made")
 
 
-def ahead(work: Callable[[Item], Made], batches: Iterable[Sequence[Item]], threads: int = 1) -> Iterator[list[Made]]:
+def ahead(work: Callable[[Item], Made], batches: Iterable[Sequence[Item]], threads: int = 1) -> Generator[list[Made]]:
     """`work` on each item of each batch, in order; `AHEAD` batches are worked on by threads before they are asked for.
 
     What `work` raises is raised here, at its batch. Close the iterator if it is not used to its end.

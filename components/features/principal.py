@@ -33,7 +33,7 @@ Row = Mapping[str, Any]
 class Moments(NamedTuple):
     """Number of frames, their sum `(width,)` and the sum of their products `(width, width)`, both float64."""
 
-    count: int
+    frames: int
     total: Tensor
     products: Tensor
 
@@ -73,7 +73,7 @@ def fit_projection(
     projection, explained = fit_components(moments, dims)
     publish_bytes(join(url, TENSORS), save(projection._asdict()))
     data = read_bytes(join(url, TENSORS))  # another fit, or one that was killed, may have published it before
-    made = {"digest": name, "sha256": digest_bytes(data), "width": encoder.width, "frames": moments.count}
+    made = {"digest": name, "sha256": digest_bytes(data), "width": encoder.width, "frames": moments.frames}
     manifest = ProjectionManifest.model_validate(inputs | made | {"explained": explained})
     publish_bytes(join(url, MANIFEST), manifest.model_dump_json(indent=2).encode())
     return url, name
@@ -113,8 +113,8 @@ def fit_components(moments: Moments, dims: int) -> tuple[Projection, float]:
 
     Of the two signs of a component the one is taken whose largest entry is positive.
     """
-    mean = moments.total / moments.count
-    variances, vectors = torch.linalg.eigh(moments.products / moments.count - torch.outer(mean, mean))
+    mean = moments.total / moments.frames
+    variances, vectors = torch.linalg.eigh(moments.products / moments.frames - torch.outer(mean, mean))
     basis = vectors.T.flip(0)[:dims]
     largest = basis.gather(1, basis.abs().argmax(1, keepdim=True))
     explained = variances.clamp_min(0).flip(0)[:dims].sum() / variances.clamp_min(0).sum().clamp_min(1e-300)

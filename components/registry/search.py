@@ -84,7 +84,7 @@ def _audio_part(audio: Audio, subject: Subject, every: bool) -> AudioPart:
     rows = in_shards = _matching(table, subject, source)
     if manifest and sum(shard.samples for shard in manifest.shards) > manifest.samples:
         in_shards = _matching(_of_parts(audio.url, columns), subject, source)
-    splits = pc.value_counts(rows["split"].fill_null("undeclared")).to_pylist()
+    splits = pc.value_counts(pc.fill_null(rows["split"], "undeclared")).to_pylist()
     names = pc.unique(in_shards["original"])
     return AudioPart(
         dataset=audio.dataset,

@@ -60,7 +60,7 @@ class Reason(NamedTuple):
     """Inputs that were set aside for one reason; the numbers in which theirs differ are written `…`."""
 
     text: str
-    count: int
+    inputs: int
     examples: tuple[dict[str, str], ...]  # rejects: original, id, reason, step
 
 
@@ -68,7 +68,7 @@ class Step(NamedTuple):
     """What one step of ingest set aside."""
 
     name: str
-    count: int
+    inputs: int
     reasons: list[Reason]  # the most common
     others: int  # inputs with other reasons
 
@@ -76,7 +76,7 @@ class Step(NamedTuple):
 def groups(table: pa.Table, by: Sequence[str]) -> list[Group]:
     """Clips, seconds and speakers for each combination of the columns `by`, the largest first."""
     columns = {name: declared(table[name]) for name in by} | {"samples": table["samples"], "voice": table["speaker"]}
-    wanted = [("samples", "sum"), ("samples", "count"), ("voice", "count_distinct")]
+    wanted: Any = [("samples", "sum"), ("samples", "count"), ("voice", "count_distinct")]
     counted = pa.table(columns).group_by(list(by), use_threads=False).aggregate(wanted).to_pydict()
     names = zip(*(counted[name] for name in by), strict=True)
     numbers = zip(*(counted[f"{column}_{what}"] for column, what in wanted), strict=True)
@@ -87,7 +87,7 @@ def groups(table: pa.Table, by: Sequence[str]) -> list[Group]:
     return sorted(found, key=lambda group: (-group.clips, group.names))
 
 
-def declared(column: pa.ChunkedArray) -> pa.ChunkedArray:
+def declared(column: Any) -> Any:
     """Texts, with a word for those that are not there."""
     return pc.if_else(pc.fill_null(pc.equal(column, ""), True), NOT_DECLARED, column)
 
@@ -202,7 +202,7 @@ def group_rejects(rejects: pa.Table) -> list[Step]:
         part = rejects.filter(pc.equal(steps, name))
         reasons, others = _reasons(part)
         found.append(Step(name, part.num_rows, reasons, others))
-    return sorted(found, key=lambda step: (-step.count, step.name))
+    return sorted(found, key=lambda step: (-step.inputs, step.name))
 
 
 def _reasons(rejects: pa.Table) -> tuple[list[Reason], int]:
@@ -217,7 +217,7 @@ def _reasons(rejects: pa.Table) -> tuple[list[Reason], int]:
         first = rejects.take(pa.array(some[:MAX_EXAMPLES])).to_pylist()
         text = blend(texts.take(pa.array(some)).to_pylist())
         found.append(Reason(text, int(counts[code]), tuple(first)))
-    return found, rejects.num_rows - sum(reason.count for reason in found)
+    return found, rejects.num_rows - sum(reason.inputs for reason in found)
 
 
 def blend(texts: Sequence[str]) -> str:
@@ -254,7 +254,8 @@ def choose(table: pa.Table, count: int, longest: float) -> list[int]:
 def _in_turn(keys: list[tuple[str, ...]], count: int) -> list[tuple[str, ...]]:
     """At most `count` of the keys, the next always one whose parts were taken the least, of these the first."""
     taken: Counter[tuple[int, str]] = Counter()
-    left, order = list(keys), []
+    left = list(keys)
+    order: list[tuple[str, ...]] = []
     while left and len(order) < count:
         key = min(left, key=lambda key: sum(taken[part] for part in enumerate(key)))
         left.remove(key)

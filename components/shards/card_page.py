@@ -211,11 +211,11 @@ def _marks(table: pa.Table) -> str:
 def _aside(rejects: pa.Table) -> str:
     parts = []
     for step in group_rejects(rejects):
-        rows = [(_reason(reason), f"{reason.count:,}") for reason in step.reasons]
+        rows = [(_reason(reason), f"{reason.inputs:,}") for reason in step.reasons]
         if step.others:
             rows.append((Html("<i>other reasons</i>"), f"{step.others:,}"))
         found = bar_table(("reason", "inputs"), rows, numeric=(1,))
-        parts.append(f"<h3>{text(step.name, MAX_NAME)}: {named(step.count, 'input')}</h3>{found}")
+        parts.append(f"<h3>{text(step.name, MAX_NAME)}: {named(step.inputs, 'input')}</h3>{found}")
     return "".join(parts)
 
 
@@ -226,7 +226,7 @@ def _reason(reason: Reason) -> Html:
         identity = "" if not reject["id"] or reject["id"] in name else f" ({text(reject['id'], 160)})"
         said = "" if reject["reason"] == reason.text else f": {text(reject['reason'], 300)}"
         items.append(f"{name}{identity}{said}")
-    head = "the input" if reason.count == 1 else "the inputs" if reason.count == len(items) else "some of them"
+    head = "the input" if reason.inputs == 1 else "the inputs" if reason.inputs == len(items) else "some of them"
     return Html(f"{text(reason.text)}<details><summary>{head}</summary>{found_list(items)}</details>")
 
 
@@ -234,9 +234,9 @@ def _checks(checks: Mapping[str, Any]) -> str:
     doubles, leaks = checks.get("duplicates"), checks.get("leaks")
     parts = []
     if isinstance(doubles, dict):
-        rows = [(text(kind, MAX_NAME), f"{n:,}") for kind, n in doubles.items() if isinstance(n, int)]
-        if rows:
-            parts.append(f"<h3>Duplicates</h3>{bar_table(('kind', 'clips'), rows, numeric=(1,))}")
+        found = [(text(kind, MAX_NAME), f"{n:,}") for kind, n in doubles.items() if isinstance(n, int)]
+        if found:
+            parts.append(f"<h3>Duplicates</h3>{bar_table(('kind', 'clips'), found, numeric=(1,))}")
             parts.append(found_list(_found(doubles.get("examples"))))
     if isinstance(leaks, list):
         rows = []

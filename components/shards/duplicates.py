@@ -6,7 +6,7 @@ compared in full (components/audio/fingerprint.py). Both read the index and open
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -57,7 +57,7 @@ class Fingerprints(NamedTuple):
 def codes(column: Any) -> tuple[np.ndarray, list[str]]:
     """A column of strings as (rows,) int64 numbers of its distinct values, -1 for null or empty, and the values."""
     encoded = column.dictionary_encode()
-    chunks = encoded.chunks if isinstance(encoded, pa.ChunkedArray) else [encoded]
+    chunks: list[Any] = encoded.chunks if isinstance(encoded, pa.ChunkedArray) else [encoded]
     if not chunks:
         return np.zeros(0, np.int64), []
     numbers = np.concatenate([chunk.indices.fill_null(-1).to_numpy(zero_copy_only=False) for chunk in chunks])
@@ -217,7 +217,8 @@ def _mix(numbers: np.ndarray) -> np.ndarray:
     """The finaliser of SplitMix64 (Steele et al., OOPSLA 2014), which spreads near numbers over all 64 bits."""
     numbers = (numbers ^ numbers >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
     numbers = (numbers ^ numbers >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
-    return numbers ^ numbers >> np.uint64(31)
+    mixed: np.ndarray = numbers ^ numbers >> np.uint64(31)
+    return mixed
 
 
 def _near_alike(
@@ -246,8 +247,3 @@ def _neighbour(prints: Fingerprints, places: np.ndarray, rows: np.ndarray, step:
     first = prints.starts[rows]
     inside = (at >= first) & (at < first + prints.counts[rows])
     return np.where(inside, prints.hashes[np.where(inside, at, 0)], np.uint32(0))
-
-
-def rows_of(groups: Sequence[Group]) -> np.ndarray:
-    """The rows that are set aside: all of each group but the first."""
-    return np.array(sorted({row for group in groups for row in group.rows[1:]}), np.int64)

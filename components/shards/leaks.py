@@ -85,7 +85,7 @@ def _split_numbers(table: Any) -> np.ndarray:
     """(rows,) int64: 0, 1, 2 for train, dev, test, -1 for no split."""
     numbers, values = codes(table["split"])
     places = [SPLITS.index(value) if value in SPLITS else -1 for value in values]  # type: ignore[arg-type]
-    return np.array([*places, -1])[numbers]
+    return np.take(np.array([*places, -1]), numbers)
 
 
 def _labels(

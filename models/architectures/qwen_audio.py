@@ -50,6 +50,7 @@ from models.rendering import Audio, Message, Rendered, Turn, turns
 from models.sizes import QWEN_7B, TINY_LLAMA, WHISPER_LARGE_V2, WHISPER_TINY_RANDOM
 
 SYSTEM = "You are a helpful assistant."
+POOL = 2  # frames of the encoder whose mean is a token
 TAGGED = "<|startof"  # how a request in tags begins
 END, START, TURN_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 HEARING = ("encoder", "connector", "ends")  # all of them are the official encoder
@@ -155,7 +156,7 @@ class QwenAudio(SpeechLLM):
 
     def build_connector(self, preset: Preset, llm_width: int) -> nn.Module:
         self.system: str = preset.connector.get("system", SYSTEM)
-        return LinearProjector(preset.connector["width"], llm_width, pool=2, norm="affine")
+        return LinearProjector(preset.connector["width"], llm_width, pool=POOL, norm="affine")
 
     def build_parts(self, preset: Preset) -> None:
         self.ends = nn.Embedding(2, self.llm.config.hidden_size)

@@ -42,7 +42,7 @@ def test_moments_are_those_of_the_encoded_clips(tmp_path: Path) -> None:
     found = gather_moments(encoder, index, str(tmp_path))
     frames = torch.cat([encode_clips(encoder, [torch.from_numpy(reader.waveform(row))])[0] for row in index])
     expected = moments_of(frames)
-    assert found.count == expected.count == 245
+    assert found.frames == expected.frames == 245
     assert torch.allclose(found.products, expected.products, atol=1e-4)
 
 

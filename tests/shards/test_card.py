@@ -260,9 +260,9 @@ def test_reasons_that_differ_in_numbers_only_are_one() -> None:
     rejects += [Reject(original="x", id="x", reason="no audio") for _ in range(2)]
     data = "".join(reject.model_dump_json() + "\n" for reject in rejects).encode()
     steps = group_rejects(read_rejects(data, "rejects.jsonl"))
-    assert [(step.name, step.count, step.others) for step in steps] == [("seconds", 9, 0), ("read", 2, 0)]
+    assert [(step.name, step.inputs, step.others) for step in steps] == [("seconds", 9, 0), ("read", 2, 0)]
     reason = steps[0].reasons[0]
-    assert (reason.text, reason.count) == ("… s are less than 0.1", 9)
+    assert (reason.text, reason.inputs) == ("… s are less than 0.1", 9)
     assert [example["original"] for example in reason.examples] == ["f0", "f1", "f2", "f3", "f4"]
     assert group_rejects(read_rejects(b"", "rejects.jsonl")) == []
     assert blend(["a 1 of # 2", "a 3 of # 2"]) == "a … of # 2"

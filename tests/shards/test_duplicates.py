@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from components.shards.duplicates import Group, exact_duplicates, fingerprints, linked, near_duplicates, rows_of
+from components.shards.duplicates import Group, exact_duplicates, fingerprints, linked, near_duplicates
 
 
 def index(prints: list[np.ndarray | None], digests: list[str | None] | None = None) -> Any:
@@ -39,11 +39,9 @@ def test_exact_duplicates_in_order() -> None:
     table = index([None] * 8, ["b", "a", None, "b", "", "a", "b", ""])
     groups = exact_duplicates(table)
     assert groups == [Group((0, 3, 6), ("k0", "k3", "k6"), "b"), Group((1, 5), ("k1", "k5"), "a")]
-    assert rows_of(groups).tolist() == [3, 5, 6]
     chunked = pa.concat_tables([table.slice(0, 2), table.slice(2, 3), table.slice(5, 0), table.slice(5)])
     assert exact_duplicates(chunked) == groups
     assert exact_duplicates(index([])) == [] == exact_duplicates(index([None]))
-    assert rows_of([]).tolist() == []
 
 
 def test_near_duplicates() -> None:
