@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from components.schema import Reject
+from components.schema import Reject, Strict
 from components.shards.duplicates import Group, exact_duplicates, linked, near_duplicates
 from components.shards.leaks import Leak, find_leaks, rows_to_set_aside
 from components.shards.settings import Ingest
@@ -21,12 +21,20 @@ CHECKS = "checks.json"  # beside the manifest
 EXAMPLES = 5
 
 
+class Report(Strict):
+    """`checks.json`: what was found, None where it was not looked for."""
+
+    leaks: list[dict[str, Any]] | None = None  # by kind and pair of splits
+    duplicates: dict[str, Any] | None = None
+    seal: str = ""  # see components/seal.py
+
+
 class Checked(NamedTuple):
     """The index without what was dropped, a reject for each clip that was, and what `checks.json` tells."""
 
     table: pa.Table
     rejects: list[Reject]
-    report: dict[str, Any]
+    report: Report
 
 
 def check(table: pa.Table, settings: Ingest) -> Checked:
@@ -55,7 +63,7 @@ def check(table: pa.Table, settings: Ingest) -> Checked:
         reasons = rows_to_set_aside(table, *asked)
         rejects += _rejects(table, reasons, "leak")
         table = _without(table, reasons)
-    return Checked(table, rejects, report)
+    return Checked(table, rejects, Report(**report))
 
 
 def _without(table: pa.Table, rows: Collection[int]) -> pa.Table:

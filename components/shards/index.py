@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, overload
 
 import pyarrow as pa
@@ -39,6 +39,7 @@ TEXT = (
     "conversations",
 )
 MEASURES = ("loudness", "peak", "clipped", "snr", "bandwidth", "silence")  # null where nothing was measured
+BESIDE = pa.struct([("suffix", pa.string()), ("offset", pa.int64()), ("size", pa.int64()), ("digest", pa.string())])
 COLUMNS: list[tuple[str, pa.DataType]] = [
     *((name, pa.string()) for name in ("key", "id", "shard")),
     *((name, pa.int64()) for name in ("audio_offset", "audio_size", "json_offset", "json_size")),
@@ -51,8 +52,18 @@ COLUMNS: list[tuple[str, pa.DataType]] = [
     ("start", pa.float64()),
     *((name, pa.float64()) for name in MEASURES),
     ("fingerprint", pa.list_(pa.uint32())),
+    *((name, BESIDE) for name in ("image", "video")),  # null where a clip has none
 ]
 SCHEMA = pa.schema(COLUMNS)
+
+
+class Beside(Strict):
+    """A picture or a video in a shard, the member `<key>.<suffix>`."""
+
+    suffix: str
+    offset: int  # bytes in the tar
+    size: int  # bytes
+    digest: str  # sha256
 
 
 class SampleRow(Strict):
@@ -90,6 +101,8 @@ class SampleRow(Strict):
     bandwidth: float | None = None
     silence: float | None = None
     fingerprint: tuple[int, ...] | None = None
+    image: Beside | None = None
+    video: Beside | None = None
 
 
 def sample_row(
@@ -99,10 +112,11 @@ def sample_row(
     record: tuple[int, int],
     source_digest: str,
     fingerprint: tuple[int, ...] | None = None,
+    media: Mapping[str, Beside] | None = None,
 ) -> SampleRow:
     """The row of a clip whose audio and record lie at `(offset, size)` in a shard.
 
-    `source_digest` is that of the file it came from (Recording.digest).
+    `source_digest` is that of the file it came from (Recording.digest), `media` what lies beside it in the shard.
     """
     return SampleRow(
         key=clip.key,
@@ -131,6 +145,8 @@ def sample_row(
         start=clip.start,
         **{name: clip.quality.get(name) for name in MEASURES},
         fingerprint=fingerprint,
+        image=media.get("image") if media else None,
+        video=media.get("video") if media else None,
     )
 
 

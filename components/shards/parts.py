@@ -55,7 +55,8 @@ def identity_of(recording: Recording, data_url: str) -> list[object]:
     """What a recording is, wherever it lies: a JSON value to digest."""
     place = [recording.start, recording.duration, recording.inside]
     noted = recording.annotation.model_dump(mode="json")
-    return [original_name(recording.url, data_url), recording.digest, place, noted]
+    beside = [[one.kind, original_name(one.url, data_url), one.inside, one.digest] for one in recording.media]
+    return [original_name(recording.url, data_url), recording.digest, place, noted, *beside]
 
 
 def finished_part(root_url: str, group_index: int, inputs: str) -> Part | None:

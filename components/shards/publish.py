@@ -20,7 +20,7 @@ from components.shards.ingest import ingest_config
 from components.shards.parts import Part, finished_part, group_digest, identity_of, shard_name
 from components.shards.samples import DEFAULTS
 from components.shards.settings import Ingest
-from infra.storage import exists, join, publish_bytes, shown, size, write_bytes, write_json
+from infra.storage import exists, join, publish_bytes, shown, size, write_bytes
 
 THREADS = 16  # parts that are asked for at once
 MAX_SOURCES = 100  # that a manifest lists
@@ -97,7 +97,7 @@ def publish(
             f"all reasons are in {join(root_url, REJECTS)}"
         )
     write_bytes(join(root_url, INDEX), index)
-    write_json(join(root_url, CHECKS), checks)
+    write_bytes(join(root_url, CHECKS), sealed(checks, indent=2))
     data = sealed(manifest, indent=2)
     if not publish_bytes(join(root_url, MANIFEST), data):
         return _same(root_url, manifest) or manifest

@@ -6,14 +6,18 @@ import hashlib
 import io
 import tarfile
 from collections.abc import Iterator, Mapping
+from functools import cached_property
+from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 import numpy as np
 import soundfile as sf
 
+from components.digest import digest_file
 from components.schema import SAMPLE_RATE, Clip, ShardInfo
 from components.shards.digests import checked
-from infra.storage import join, open_read, read_range
+from components.shards.index import find_manifest
+from infra.storage import is_local, join, local_path, open_read, read_range, remove_tree, shown
 
 BLOCK = 1 << 20  # bytes
 REMEDY = "delete it and run the ingest stage again, only this shard is made anew"
@@ -22,10 +26,15 @@ Row = Mapping[str, Any]
 
 
 class ShardReader:
-    """Reads clips of the shards below `root_url` by the rows of `read_index`; holds no open file, may be shared."""
+    """Reads clips of the shards below `root_url` by the rows of `read_index`; holds no open file, may be shared.
+
+    A shard on this machine is read once and compared with the sha256 of the manifest beside it, if there is one, before
+    its first clip is given.
+    """
 
     def __init__(self, root_url: str) -> None:
         self.root = root_url
+        self.whole: set[str] = set()  # names of shards that have their sha256, or of which none is known
 
     def clip(self, row: Row) -> Clip:
         """The record of a clip. ValueError if the shard is damaged or belongs to another index."""
@@ -59,13 +68,40 @@ class ShardReader:
 
     def _member(self, row: Row, kind: str) -> bytes:
         offset, length = int(row[f"{kind}_offset"]), int(row[f"{kind}_size"])
-        data = read_range(join(self.root, row["shard"]), offset, length)
+        name = row["shard"]
+        url = join(self.root, name)
+        if name not in self.whole:
+            if name in self._sha256 and digest_file(local_path(url)) != self._sha256[name]:
+                raise self._damaged(row, "its sha256 is not the manifest's")
+            self.whole.add(name)
+        data = read_range(url, offset, length)
         if len(data) != length:
             raise self._damaged(row, f"it ends before byte {offset + length}")
         return data
 
+    @cached_property
+    def _sha256(self) -> dict[str, str]:
+        """By name of a local shard."""
+        manifest = find_manifest(self.root) if is_local(self.root) else None
+        return {shard.name: shard.sha256 for shard in manifest.shards} if manifest else {}
+
     def _damaged(self, row: Row, fault: str) -> ValueError:
         return ValueError(f"clip {row['key']}: {join(self.root, row['shard'])} is damaged ({fault}): {REMEDY}")
+
+
+def refuse_damaged(path: Path, shard: ShardInfo, root_url: str) -> None:
+    """ValueError if the file at `path`, a shard or its copy in the shard cache, has not the manifest's sha256.
+
+    A damaged copy is removed, so that it is fetched again.
+    """
+    if digest_file(path) == shard.sha256:
+        return
+    url = join(root_url, shard.name)
+    if is_local(url):
+        raise ValueError(f"{url} is damaged (its sha256 is not the manifest's): {REMEDY}")
+    copy = str(path.resolve())
+    remove_tree(copy)
+    raise ValueError(f"{copy} was no true copy of {shown(url)} and is removed: run the stage again, it is fetched anew")
 
 
 def verify_shard(root_url: str, shard: ShardInfo) -> None:

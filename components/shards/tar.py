@@ -9,6 +9,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
+
 BLOCK = 512
 RECORD = 10_240  # bytes that a tar is padded to, as GNU tar does
 
@@ -55,3 +58,12 @@ def header(name: str, size: int) -> bytes:
     info = tarfile.TarInfo(name)
     info.size = size
     return info.tobuf(tarfile.USTAR_FORMAT)
+
+
+def is_framed(tar: npt.NDArray[np.uint8], name: str, offset: int, size: int, end: int) -> bool:
+    """Whether `write_tar` would write the bytes around a member, given all bytes of the tar `(size,)`.
+
+    That is its header, and zeros from behind its data at `offset` to `end`: the next header, or the tar's own end.
+    """
+    before, behind = tar[offset - BLOCK : offset].tobytes(), tar[offset + size : end]
+    return before == header(name, size) and not behind.any()

@@ -1,6 +1,6 @@
 """The card of a finished audio data set: one HTML file that says what is in it and plays some of it.
 
-What is counted is in `card_facts`, how it looks in `card_page` and `card_plots`.
+What is counted is in `facts`, how it looks in `page` and `plots`.
 """
 
 from __future__ import annotations
@@ -9,15 +9,16 @@ from typing import Any
 
 import pyarrow as pa
 
+from components.datacard.facts import choose, read_rejects
+from components.datacard.page import Contents, Example, card_page
 from components.schema import SAMPLE_RATE, AudioManifest
-from components.shards.card_facts import choose, read_rejects
-from components.shards.card_page import Contents, Example, card_page
-from components.shards.index import MEASURES, REJECTS, read_index, read_manifest
+from components.seal import read_sealed
+from components.shards.checks import CHECKS, Report
+from components.shards.index import MANIFEST, MEASURES, REJECTS, read_index, read_manifest
 from components.shards.reader import ShardReader
-from infra.storage import exists, join, read_bytes, read_json, write_text
+from infra.storage import exists, join, read_bytes, write_text
 
 CARD = "card.html"
-CHECKS = "checks.json"  # duplicates and leaks, where they were looked for
 EXAMPLES = 8
 LONGEST = 600.0  # seconds of the longest clip that is opened for an example
 HEARD = 10.0  # seconds of it that the page plays
@@ -54,10 +55,18 @@ def choose_rows(table: pa.Table, count: int = EXAMPLES) -> list[dict[str, Any]]:
 
 
 def find_checks(root_url: str, manifest: AudioManifest) -> dict[str, Any]:
-    """`duplicates` and `leaks` as ingest noted them beside the manifest or in it; empty if nothing was looked for."""
+    """`duplicates` and `leaks` as ingest noted them beside the manifest or in it; empty if nothing was looked for.
+
+    ValueError if what it noted is damaged.
+    """
     url = join(root_url, CHECKS)
-    found = read_json(url) if exists(url) else manifest.config.get("checks", manifest.config)
-    return found if isinstance(found, dict) else {}
+    if not exists(url):
+        found = manifest.config.get("checks", manifest.config)
+        return found if isinstance(found, dict) else {}
+    try:
+        return read_sealed(url, Report).model_dump(exclude={"seal"})
+    except ValueError as error:
+        raise ValueError(f"{error}: remove {join(root_url, MANIFEST)} and ingest again, shards are kept") from error
 
 
 def _example(root_url: str, row: dict[str, Any]) -> Example:

@@ -10,10 +10,8 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from components.evaluation.page import details, duration, facts, page, percent, section
-from components.schema import SAMPLE_RATE, AudioManifest
-from components.shards.card_examples import Example, examples_part
-from components.shards.card_facts import (
+from components.datacard.examples import Example, examples_part
+from components.datacard.facts import (
     NOT_DECLARED,
     Group,
     Reason,
@@ -23,7 +21,7 @@ from components.shards.card_facts import (
     groups,
     spread,
 )
-from components.shards.card_pieces import (
+from components.datacard.pieces import (
     CSS,
     MAX_NAME,
     MEASURES,
@@ -38,7 +36,9 @@ from components.shards.card_pieces import (
     text,
     volume,
 )
-from components.shards.card_plots import histogram_chart, in_words
+from components.datacard.plots import histogram_chart, in_words
+from components.evaluation.page import details, duration, facts, page, percent, section
+from components.schema import SAMPLE_RATE, AudioManifest
 
 MAX_ROWS = 40  # of a table of languages, genders, marks or licences
 MAX_LABELS, MAX_VALUES = 24, 12  # labels, and values of each

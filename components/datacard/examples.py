@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from components.audio.encode import to_flac
+from components.datacard.pieces import MAX_NAME, MEASURES, plain, text
+from components.datacard.plots import sound_picture
 from components.evaluation.page import duration
 from components.evaluation.plots import number
 from components.schema import SAMPLE_RATE, Clip
-from components.shards.card_pieces import MAX_NAME, MEASURES, plain, text
-from components.shards.card_plots import sound_picture
 
 MAX_AUDIO = 200_000  # bytes of an example's FLAC: eight of them and their pictures stay below 3 MB
 

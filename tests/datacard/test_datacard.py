@@ -1,4 +1,4 @@
-"""components/shards/card*.py: the card counts rightly, shows anybody's text as text, and stays small."""
+"""components/datacard: the card counts rightly, shows anybody's text as text, and stays small."""
 
 from __future__ import annotations
 
@@ -21,11 +21,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from components.audio.encode import to_flac, to_int16
-from components.digest import digest_bytes
-from components.schema import AudioManifest, Clip, Reject, ShardInfo
-from components.seal import sealed
-from components.shards.card import CARD, card, choose_rows, write_card
-from components.shards.card_facts import (
+from components.datacard.card import CARD, card, choose_rows, write_card
+from components.datacard.facts import (
     bin_edges,
     blend,
     count_labels,
@@ -35,8 +32,11 @@ from components.shards.card_facts import (
     read_rejects,
     spread,
 )
-from components.shards.card_page import Contents, card_page
-from components.shards.card_plots import histogram_chart, in_words
+from components.datacard.page import Contents, card_page
+from components.datacard.plots import histogram_chart, in_words
+from components.digest import digest_bytes
+from components.schema import AudioManifest, Clip, Reject, ShardInfo
+from components.seal import sealed
 from components.shards.digests import of_samples
 from components.shards.index import INDEX, MANIFEST, REJECTS, SCHEMA, sample_row, table_bytes, to_table
 from components.shards.tar import write_tar
@@ -334,6 +334,6 @@ def test_two_hundred_thousand_rows_take_less_than_a_second(root: str) -> None:
 
 @pytest.mark.slow
 def test_no_torch_comes_with_it() -> None:
-    code = "import components.shards.card, sys; print('torch' in sys.modules, 'transformers' in sys.modules)"
+    code = "import components.datacard.card, sys; print('torch' in sys.modules, 'transformers' in sys.modules)"
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert said.stdout.split() == ["False", "False"]

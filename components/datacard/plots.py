@@ -8,11 +8,11 @@ from html import escape
 
 import numpy as np
 
+from components.datacard.facts import Spread
+from components.datacard.pieces import named
 from components.evaluation.plots import nice_ticks, number
 from components.evaluation.spectrogram import mel_height, spectrogram_png
 from components.schema import SAMPLE_RATE
-from components.shards.card_facts import Spread
-from components.shards.card_pieces import named
 
 WIDTH, HEIGHT = 360, 170  # of a histogram: about the width of a phone, so that its letters keep their size
 LEFT, RIGHT, TOP, BOTTOM = 42, 10, 12, 26  # pixels around the bars
