@@ -25,8 +25,18 @@ def regular(path: Path) -> os.stat_result:
     return status
 
 
-def walk(root: Path) -> Iterator[str]:
-    """Files below a folder, relative to it; links to folders are followed, each folder once."""
+def leads_out(root: Path, name: str | Path) -> bool:
+    """Whether what lies at `name` below a folder is, through links, elsewhere."""
+    base = os.path.realpath(root)
+    target = os.path.realpath(os.path.join(base, name))
+    return target != base and not target.startswith(os.path.join(base, ""))
+
+
+def walk(root: Path, inside: bool = False) -> Iterator[str]:
+    """Files below a folder, relative to it; links to folders are followed, each folder once.
+
+    With `inside`, links to folders that lead out of it are not followed: they are named themselves, with `/` behind.
+    """
 
     def refuse(error: OSError) -> None:
         if not isinstance(error, FileNotFoundError | NotADirectoryError):
@@ -40,6 +50,10 @@ def walk(root: Path) -> Iterator[str]:
             continue
         seen.add((status.st_dev, status.st_ino))
         folders[:] = sorted(name for name in folders if not name.startswith(UNFINISHED))
+        here = Path(folder).relative_to(root)
+        out = [name for name in folders if inside and Path(folder, name).is_symlink() and leads_out(root, here / name)]
+        yield from (f"{(here / name).as_posix()}/" for name in out)
+        folders[:] = [name for name in folders if name not in out]
         for name in names:
             if not name.startswith(UNFINISHED):
                 yield Path(folder, name).relative_to(root).as_posix()

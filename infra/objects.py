@@ -12,13 +12,10 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import io
-import os
 import re
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -28,7 +25,7 @@ from fsspec.asyn import sync
 from fsspec.exceptions import FSTimeoutError
 
 from infra import stores
-from infra.stores import Replaced, WrongBytes, attempt, shown
+from infra.stores import Replaced, WrongBytes, shown
 
 PART = 8 << 20  # bytes of a part; S3 takes 5 MiB to 5 GiB
 MOST_PARTS = 10_000  # of one object; beyond 80 GB the parts grow
@@ -88,22 +85,34 @@ def md5_of(reply: dict[str, Any], path: str) -> str | None:
     return etag if re.fullmatch("[0-9a-f]{32}", etag) and not secret and not zonal else None
 
 
-def head(files: AbstractFileSystem, path: str) -> Stored:
-    reply = call(files, "head_object", path)
-    notes = reply.get("Metadata", {})
-    size, etag = int(reply["ContentLength"]), str(reply.get("ETag", ""))
+def _said(reply: dict[str, Any], path: str) -> Stored:
+    notes, etag = reply.get("Metadata", {}), str(reply.get("ETag", ""))
+    size = int(str(reply.get("ContentRange", "")).rpartition("/")[2] or reply["ContentLength"])
     return Stored(size, etag, md5_of(reply, path), notes.get(SHA256), notes.get(WRITER))
+
+
+def head(files: AbstractFileSystem, path: str) -> Stored:
+    return _said(call(files, "head_object", path), path)
 
 
 def stored(url: str) -> Stored:
     """What the store says of a file. FileNotFoundError, or IsADirectoryError for a folder."""
     if is_s3(url):
-        with suppress(FileNotFoundError):
-            return attempt(url, head)
+        try:
+            return stores.attempt(url, head)
+        except FileNotFoundError:
+            raise _missing(url) from None
     info = stores.info(url)
     if info["type"] == "directory":
         raise IsADirectoryError(f"{shown(url)} is a folder")
-    return Stored(len(attempt(url, _whole)) if info["size"] is None else int(info["size"]))
+    return Stored(len(stores.attempt(url, _whole)) if info["size"] is None else int(info["size"]))
+
+
+def _missing(url: str) -> OSError:
+    """What is wrong with the URL of an S3 object that is not there."""
+    if next(names(url, deep=False), None) is not None:
+        return IsADirectoryError(f"{shown(url)} is a folder")
+    return FileNotFoundError(shown(url))
 
 
 def _whole(files: AbstractFileSystem, path: str) -> bytes:
@@ -128,16 +137,30 @@ def _part(files: AbstractFileSystem, path: str, there: Stored, offset: int, leng
     return data
 
 
+def _first(files: AbstractFileSystem, path: str) -> tuple[Stored, bytes]:
+    """What an S3 object is, with its first `PART` bytes: of most objects one request is all."""
+    try:
+        reply = call(files, "get_object", path, PART, Range=f"bytes=0-{PART - 1}")
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # what S3 says of every range of an empty object
+            raise
+        return head(files, path), b""
+    there, data = _said(reply, path), cast(bytes, reply["Body"])
+    if len(data) != min(there.size, PART):
+        raise WrongBytes(f"{len(data)} of {min(there.size, PART)} bytes came")
+    return there, data
+
+
 def part(url: str, there: Stored, offset: int, length: int) -> bytes:
     """`length` bytes that are known to be there. Replaced if the file is not the one of `there` any more."""
-    return attempt(url, lambda files, path: _part(files, path, there, offset, length)) if length else b""
+    return stores.attempt(url, lambda files, path: _part(files, path, there, offset, length)) if length else b""
 
 
 def spans_of(size: int, length: int) -> list[tuple[int, int]]:
     return [(offset, min(length, size - offset)) for offset in range(0, size, length)]
 
 
-def _fetch(url: str, there: Stored, take: Callable[[int, bytes], Any], begin: int = 0) -> None:
+def fetch(url: str, there: Stored, take: Callable[[int, bytes], Any], begin: int = 0) -> None:
     """Hand the bytes from `begin` on to `take`, with their offsets, from several threads and in any order."""
     spans = [(begin + offset, length) for offset, length in spans_of(there.size - begin, PART)]
     if len(spans) == 1:
@@ -150,9 +173,10 @@ def _fetch(url: str, there: Stored, take: Callable[[int, bytes], Any], begin: in
 def read(url: str) -> bytes:
     """All bytes of a file. WrongBytes if they are not those that the store has a checksum of."""
     for left in reversed(range(TRIES)):
-        there, pieces = stored(url), dict[int, bytes]()
+        there, first = _begun(url)
+        pieces = {0: first}
         try:
-            _fetch(url, there, pieces.__setitem__)
+            fetch(url, there, pieces.__setitem__, len(first))
         except Replaced:
             if not left:
                 raise
@@ -161,6 +185,16 @@ def read(url: str) -> bytes:
         if wanted is None or hashlib.new(wanted[0], data, usedforsecurity=False).hexdigest() == wanted[1]:
             return data
     raise _damaged(url)
+
+
+def _begun(url: str) -> tuple[Stored, bytes]:
+    """What the store says of a file, and as many of its bytes as came with that."""
+    if not is_s3(url):
+        return stored(url), b""
+    try:
+        return stores.attempt(url, _first)
+    except FileNotFoundError:
+        raise _missing(url) from None
 
 
 def _damaged(url: str) -> WrongBytes:
@@ -191,7 +225,7 @@ def read_range(url: str, offset: int, length: int) -> bytes:
             raise WrongBytes(f"{len(data)} of {expected} bytes from {offset} came")
         return data
 
-    return attempt(url, action)
+    return stores.attempt(url, action)
 
 
 def download(url: str, target: Path, sha256: str | None = None) -> None:
@@ -229,48 +263,12 @@ def _download(url: str, there: Stored, target: Path) -> None:
                 file.seek(offset)
                 file.write(data)
 
-        _fetch(url, there, take)
+        fetch(url, there, take)
 
 
 def digest_of(path: Path, name: str) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.new(name, usedforsecurity=False)).hexdigest()
-
-
-class Reader(io.RawIOBase):
-    """A remote file to read from and to seek in; each read is a checked request for a range. Wrap it in a buffer."""
-
-    def __init__(self, url: str) -> None:
-        self.url, self.there, self.at = url, stored(url), 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        at = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self.at, os.SEEK_END: self.there.size}[whence]
-        if at < 0:
-            raise ValueError(f"{shown(self.url)}: {at} is no place in a file")
-        self.at = at
-        return at
-
-    def tell(self) -> int:
-        return self.at
-
-    def readinto(self, buffer: Any) -> int:
-        length = max(0, min(len(buffer), self.there.size - self.at))
-        buffer[:length] = part(self.url, self.there, self.at, length)
-        self.at += length
-        return length
-
-    def readall(self) -> bytes:
-        pieces = dict[int, bytes]()
-        if self.at < self.there.size:
-            _fetch(self.url, self.there, pieces.__setitem__, self.at)
-            self.at = self.there.size
-        return b"".join(pieces[offset] for offset in sorted(pieces))
 
 
 # ---- listing --------------------------------------------------------------------------------------------------------
@@ -282,7 +280,7 @@ def names(url: str, deep: bool) -> Iterator[str]:
     Each page of an S3 listing is a call of its own, so that a fault costs one page.
     """
     if not is_s3(url):
-        yield from attempt(url, stores.names_below if deep else stores.names_in)
+        yield from stores.attempt(url, stores.names_below if deep else stores.names_in)
         return
     folder = url.partition("://")[2].strip("/").partition("/")[2]
     folder += "/" if folder else ""
@@ -297,4 +295,4 @@ def names(url: str, deep: bool) -> Iterator[str]:
 
 
 def _page(url: str, more: dict[str, Any]) -> dict[str, Any]:
-    return attempt(url, lambda files, path: call(files, "list_objects_v2", path, **more))
+    return stores.attempt(url, lambda files, path: call(files, "list_objects_v2", path, **more))

@@ -21,7 +21,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from infra import disk, objects, stores, uploads
+from infra import disk, objects, seekable, stores, uploads
 from infra.disk import UNFINISHED
 from infra.stores import shown
 
@@ -85,6 +85,14 @@ def size(url: str) -> int:
     return len(read_bytes(url)) if info["size"] is None else int(info["size"])
 
 
+def has_size(url: str, expected: int) -> bool:
+    """Whether a file is there and has so many bytes."""
+    try:
+        return size(url) == expected
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        return False
+
+
 def read_bytes(url: str) -> bytes:
     """All bytes of a file."""
     if is_local(url):
@@ -123,7 +131,7 @@ def open_read(url: str) -> BinaryIO:
     """A file to read from and to seek in; close it."""
     if is_local(url):
         return open(local_path(url), "rb")
-    return cast(BinaryIO, io.BufferedReader(objects.Reader(url), BLOCK))
+    return cast(BinaryIO, io.BufferedReader(seekable.Reader(url), BLOCK))
 
 
 def list_names(url: str) -> list[str]:
@@ -135,17 +143,28 @@ def list_names(url: str) -> list[str]:
     return sorted(name for name in names if name and not name.startswith(UNFINISHED))
 
 
-def find(url: str, suffixes: tuple[str, ...] | None = None) -> list[str]:
+def find(url: str, suffixes: tuple[str, ...] | None = None, inside: bool = False) -> list[str]:
     """Files in a folder and below it, sorted, as paths relative to it; empty if there is no such folder.
 
-    `suffixes` (such as `.wav`) choose some, capitals or not. Links to folders are followed, each folder once.
+    `suffixes` (such as `.wav`) choose some, capitals or not. Links to folders are followed, each folder once; with
+    `inside` those that lead out of the folder are not: they are listed themselves, with `/` behind.
     """
     if is_local(url):
-        names = list(disk.walk(local_path(url)))
+        names = list(disk.walk(local_path(url), inside))
     else:
         names = [name for name in objects.names(url, deep=True) if name and not name.endswith("/")]
         names = [name for name in names if not any(part.startswith(UNFINISHED) for part in name.split("/"))]
     return sorted(name for name in names if suffixes is None or name.lower().endswith(suffixes))
+
+
+def leads_out(url: str, name: str) -> bool:
+    """Whether the file or folder `name` below a folder of this machine is a link that leads out of it."""
+    return is_local(url) and disk.leads_out(local_path(url), name)
+
+
+def is_link(url: str) -> bool:
+    """Whether a file of this machine is a link."""
+    return is_local(url) and local_path(url).is_symlink()
 
 
 def local_copy(url: str, folder: Path, sha256: str | None = None) -> Path:

@@ -23,8 +23,9 @@ from typing import Any
 
 from fsspec import AbstractFileSystem
 
+from infra import stores
 from infra.objects import MOST_PARTS, PARALLEL, PART, SHA256, WRITER, call, digest_of, head, is_s3, md5_of, spans_of
-from infra.stores import WrongBytes, attempt
+from infra.stores import WrongBytes
 
 _MEMORY = threading.Lock()  # memory:// looks first and writes then
 
@@ -35,14 +36,14 @@ def write(url: str, data: bytes) -> None:
         sha256 = hashlib.sha256(data).hexdigest()
         _send_parts(url, len(data), lambda offset, length: data[offset : offset + length], sha256)
     else:
-        attempt(url, lambda files, path: _put(files, path, data))
+        stores.attempt(url, lambda files, path: _put(files, path, data))
 
 
 def send(url: str, local: Path) -> None:
     """Write or replace a remote file with a local one, which must not change meanwhile."""
     size = local.stat().st_size
     if not is_s3(url):
-        attempt(url, lambda files, path: _send_whole(files, path, local, size))
+        stores.attempt(url, lambda files, path: _send_whole(files, path, local, size))
     elif size <= PART:
         write(url, local.read_bytes())
     else:
@@ -108,7 +109,7 @@ def publish(url: str, data: bytes) -> bool:
         return True
 
     # aiohttp sends a PUT again by itself when a connection that was used before breaks, so of S3 we always ask.
-    return attempt(url, create) or ((tries > 1 or is_s3(url)) and attempt(url, is_mine))
+    return stores.attempt(url, create) or ((tries > 1 or is_s3(url)) and stores.attempt(url, is_mine))
 
 
 # ---- parts ----------------------------------------------------------------------------------------------------------
@@ -120,17 +121,21 @@ def _send_parts(url: str, size: int, read: Callable[[int, int], bytes], sha256: 
     A try whose very first reply is lost leaves an upload without parts, which holds and costs nothing.
     """
     spans = spans_of(size, max(PART, -(-size // MOST_PARTS)))
-    begun = attempt(url, lambda files, path: call(files, "create_multipart_upload", path, Metadata={SHA256: sha256}))
+    begun = stores.attempt(
+        url, lambda files, path: call(files, "create_multipart_upload", path, Metadata={SHA256: sha256})
+    )
     upload = str(begun["UploadId"])
     try:
         with ThreadPoolExecutor(PARALLEL) as pool:
             numbered = enumerate(spans, 1)
             sent = list(pool.map(lambda part: _send_part(url, upload, part[0], read(*part[1])), numbered))
-        attempt(url, lambda files, path: _complete(files, path, upload, [etag for etag, _ in sent], size, sha256))
-        attempt(url, lambda files, path: _check(files, path, sent, size, sha256))
+        stores.attempt(
+            url, lambda files, path: _complete(files, path, upload, [etag for etag, _ in sent], size, sha256)
+        )
+        stores.attempt(url, lambda files, path: _check(files, path, sent, size, sha256))
     except BaseException:
         with suppress(OSError):
-            attempt(url, lambda files, path: call(files, "abort_multipart_upload", path, UploadId=upload))
+            stores.attempt(url, lambda files, path: call(files, "abort_multipart_upload", path, UploadId=upload))
         raise
 
 
@@ -146,7 +151,7 @@ def _send_part(url: str, upload: str, number: int, data: bytes) -> tuple[str, by
             raise WrongBytes(f"part {number} was stored with another MD5 than it was sent with")
         return str(reply["ETag"])
 
-    return attempt(url, action), md5.digest()
+    return stores.attempt(url, action), md5.digest()
 
 
 def _complete(files: AbstractFileSystem, path: str, upload: str, etags: list[str], size: int, sha256: str) -> None:

@@ -1,4 +1,4 @@
-"""`earloom caches list` and `prune`: what the feature caches of a lake take, who uses them, and which may go."""
+"""`earloom cache list` and `prune`: what the feature caches of a lake take, who uses them, and which may go."""
 
 from __future__ import annotations
 

@@ -162,7 +162,11 @@ def _stage_command(name: str) -> Callable[..., None]:
 
 
 for _name, (_help, _example) in STAGES.items():
-    app.command(_name, help=_help, epilog=f"Example: {_example}")(_stage_command(_name))
+    if _name == "cache":
+        lake_commands.add_caches(app, _stage_command(_name), _help, _example)
+    else:
+        app.command(_name, help=_help, epilog=f"Example: {_example}")(_stage_command(_name))
+app.command(epilog="Example: earloom trace --speaker s01 --lake s3://bucket/lake")(lake_commands.trace)
 
 
 Stage = Annotated[str | None, typer.Option("--stage", help="Stage of the recipe; default: all, or the first.")]
@@ -247,7 +251,6 @@ def listen(
     typer.echo(answer(model, file, question, Workspace(config).tracking_uri))
 
 
-lake_commands.add_to(app)
 
 
 @app.command(epilog="Example: earloom architectures --markdown")

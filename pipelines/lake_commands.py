@@ -1,22 +1,42 @@
-"""Commands about a lake as it is: `trace` and `caches`. Nothing heavy is imported before one of them runs."""
+"""Commands about a lake as it is: `trace`, `cache list` and `cache prune`. Nothing heavy is imported before one of them runs."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperGroup
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 Lake = Annotated[
     str | None, typer.Option("--lake", help="Where artefacts live; a path or URL. Default: $EARLOOM_LAKE or ./lake.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="For programs.")]
-caches = typer.Typer(help="What feature caches take, who uses them, and removing those that nobody does.")
+STAGE = "stage"
 
 
-def add_to(app: typer.Typer) -> None:
-    """Register the commands. The cache stage has the word `cache` and takes settings after it, so it is `caches`."""
-    app.command(epilog="Example: earloom trace --speaker s01 --lake s3://bucket/lake")(trace)
-    app.add_typer(caches, name="caches", no_args_is_help=True)
+class StageOrCommand(TyperGroup):
+    """`earloom cache --arch …` runs the stage; where the first word is the name of another command, that one."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, args if args and args[0] in self.commands else [STAGE, *args])
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        name, command, rest = super().resolve_command(ctx, args)
+        return "" if name == STAGE else name, command, rest  # the stage is called `earloom cache`, in its help too
+
+
+def add_caches(app: typer.Typer, stage: Callable[..., None], about: str, example: str) -> None:
+    """Register `cache`: the stage, with its help and an example, and the commands about caches."""
+    caches = typer.Typer(cls=StageOrCommand)
+    more = "Also: `earloom cache list` and `earloom cache prune`, about all caches of a lake."
+    caches.command(STAGE, hidden=True, help=f"{about}\n\n{more}", epilog=f"Example: {example}")(stage)
+    caches.command("list", epilog="Example: earloom cache list --lake s3://bucket/lake")(caches_list)
+    prune = "Example: earloom cache prune --unreachable --older-than 30d --yes"
+    caches.command("prune", epilog=prune)(caches_prune)
+    app.add_typer(caches, name="cache", help=about)
 
 
 def trace(
@@ -52,7 +72,6 @@ def trace(
         raise typer.Exit(1)
 
 
-@caches.command("list", epilog="Example: earloom caches list --lake s3://bucket/lake")
 def caches_list(lake: Lake = None, as_json: Json = False) -> None:
     """Every feature cache: encoder, data, size, age, and whether audio, stages and runs lead to it."""
     from pipelines.caches import show_caches
@@ -60,7 +79,6 @@ def caches_list(lake: Lake = None, as_json: Json = False) -> None:
     show_caches(_lake(lake), as_json)
 
 
-@caches.command("prune", epilog="Example: earloom caches prune --unreachable --older-than 30d --yes")
 def caches_prune(
     lake: Lake = None,
     older_than: Annotated[str | None, typer.Option(help="Only those last changed before this: 12h, 30d.")] = None,

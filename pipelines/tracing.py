@@ -83,7 +83,7 @@ def remedy(found: Trace, lake: str) -> list[str]:
     steps += [f"retrain {name}: earloom run --arch {arch} name={name} …{at}" for arch, name in sorted(heard)]
     steps += [f"evaluate and register {name} again: it was only judged by them" for _, name in sorted(judged)]
     steps += [f"remove {url}" for url in leftovers(found, lake)]
-    return [*steps, f"earloom caches prune --unreachable --yes{at}   removes the caches of the removed versions"]
+    return [*steps, f"earloom cache prune --unreachable --yes{at}   removes the caches of the removed versions"]
 
 
 def leftovers(found: Trace, lake: str) -> list[str]:

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import json
-import os
 import random
 import socket
-import subprocess
-import sys
 import threading
 import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -21,38 +16,17 @@ import pytest
 
 from infra import objects, storage, stores, uploads
 from infra.stores import WrongBytes
+from tests.infra.fault_proxy import proxied
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 slow = pytest.mark.slow
 
 
 @contextmanager
 def faults(**shares: float) -> Iterator[Callable[[], dict[str, int]]]:
     """Between the bucket's server and us; yields what tells its counts."""
-    from s3fs import S3FileSystem
-
-    upstream = os.environ["AWS_ENDPOINT_URL"]
-    command = [sys.executable, "-m", "tests.infra.fault_proxy", "--upstream", upstream, "--seed", "8"]
-    command += [word for name, share in shares.items() for word in (f"--{name}", str(share))]
-    proxy = subprocess.Popen(command, stdout=subprocess.PIPE, cwd=REPOSITORY, text=True)
-    try:
-        assert proxy.stdout is not None
-        endpoint = f"http://127.0.0.1:{proxy.stdout.readline().split()[1]}"
-
-        def counts() -> dict[str, int]:
-            with urllib.request.urlopen(endpoint + "/__counts", timeout=10) as reply:
-                return dict(json.load(reply))
-
-        with pytest.MonkeyPatch.context() as patched:
-            patched.setenv("AWS_ENDPOINT_URL", endpoint)
-            patched.setattr(stores, "WAITS", (0.02, 0.04, 0.08, 0.2, 0.4, 0.8, 1.0))
-            S3FileSystem.clear_instance_cache()
-            yield counts
-    finally:
-        S3FileSystem.clear_instance_cache()
-        proxy.terminate()
-        proxy.wait()
-        proxy.stdout.close()  # type: ignore[union-attr]
+    with proxied(seed=8, **shares) as proxy, pytest.MonkeyPatch.context() as patched:
+        patched.setattr(stores, "WAITS", (0.02, 0.04, 0.08, 0.2, 0.4, 0.8, 1.0))
+        yield proxy.counts
 
 
 @slow

@@ -14,7 +14,7 @@ from pipelines.cli import app
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 COMMANDS = ["run", "ingest", "cache", "plan", "explain", "fit-memory", "train", "evaluate", "register"]
-COMMANDS += ["listen", "architectures", "import-checkpoint", "demo"]
+COMMANDS += ["listen", "architectures", "import-checkpoint", "demo", "trace"]
 
 
 def said(*words: str) -> str:
@@ -25,7 +25,7 @@ def said(*words: str) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("command", [[c] for c in COMMANDS] + [["recipe", "show"]])
+@pytest.mark.parametrize("command", [[c] for c in COMMANDS] + [["recipe", "show"], ["cache", "list"], ["cache", "prune"]])
 def test_every_command_has_an_example(command: list[str]) -> None:
     done = CliRunner().invoke(app, [*command, "--help"])
     assert done.exit_code == 0

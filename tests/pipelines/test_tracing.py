@@ -49,7 +49,7 @@ def said(*words: str, code: int = 0) -> str:
     return done.output
 
 
-@pytest.mark.parametrize("command", [["trace"], ["caches", "list"], ["caches", "prune"]])
+@pytest.mark.parametrize("command", [["trace"], ["cache", "list"], ["cache", "prune"]])
 def test_every_command_has_an_example(command: list[str]) -> None:
     assert f"Example: earloom {' '.join(command)}" in " ".join(said(*command, "--help").split())
 
@@ -63,7 +63,7 @@ def test_a_speaker_for_people(lake: str, capsys: pytest.CaptureFixture[str]) -> 
     assert text.index("take speaker s2 out of /data/talk: 5 files") < text.index("earloom ingest")
     assert text.index("earloom ingest") < text.index("retrain talker: earloom run --arch salmonn name=talker")
     assert text.index("retrain talker") < text.index(f"remove {lake}/audio/talk/v1")
-    assert text.index(f"remove {lake}/audio/talk/v1") < text.index("earloom caches prune --unreachable --yes")
+    assert text.index(f"remove {lake}/audio/talk/v1") < text.index("earloom cache prune --unreachable --yes")
 
 
 def test_markup_in_names_is_shown_as_it_is(lake: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -177,7 +177,7 @@ def test_caches_are_listed_and_pruned(lake: str) -> None:
 def test_where_records_are_damaged_nothing_is_taken_for_unreachable(lake: str) -> None:
     storage.write_bytes(f"{lake}/audio/talk/v1/manifest.json", b"{")
     assert all(one.audio for one in caches_of(read_graph(lake)))
-    prune = ["caches", "prune", "--older-than", "30d", "--lake", lake, "--yes"]
+    prune = ["cache", "prune", "--older-than", "30d", "--lake", lake, "--yes"]
     said(*prune)
     assert [one.place[0] for one in caches_of(read_graph(lake))] == ["a", "f"]
     storage.write_bytes(f"{lake}/runs/salmonn/stages/1-adapt-aa/{INPUTS}", b"{")
