@@ -25,8 +25,10 @@ def regular(path: Path) -> os.stat_result:
     return status
 
 
-def leads_out(root: Path, name: str | Path) -> bool:
-    """Whether what lies at `name` below a folder is, through links, elsewhere."""
+def leads_out(root: Path, name: str | Path, last: bool = False) -> bool:
+    """Whether links lead from `name` below a folder out of it; with `last` only its last part is looked at."""
+    if last and not os.path.islink(root / name):
+        return False
     base = os.path.realpath(root)
     target = os.path.realpath(os.path.join(base, name))
     return target != base and not target.startswith(os.path.join(base, ""))

@@ -189,12 +189,7 @@ def read(url: str) -> bytes:
 
 def _begun(url: str) -> tuple[Stored, bytes]:
     """What the store says of a file, and as many of its bytes as came with that."""
-    if not is_s3(url):
-        return stored(url), b""
-    try:
-        return stores.attempt(url, _first)
-    except FileNotFoundError:
-        raise _missing(url) from None
+    return stores.attempt(url, _first) if is_s3(url) else (stored(url), b"")
 
 
 def _damaged(url: str) -> WrongBytes:

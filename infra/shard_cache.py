@@ -73,6 +73,11 @@ def cached_copy(url: str, sha256: str, size: int) -> Iterator[Path]:
         make_room(allowed)
 
 
+def distrust(copy: Path) -> None:
+    """Let whoever asks for a shard next have it downloaded anew: its copy here is not what it was."""
+    os.utime(copy)  # its time is no longer the one at which it was checked
+
+
 @contextmanager
 def _locked(path: Path, how: int) -> Iterator[int]:
     """The open lock file, made if it is not there. BlockingIOError if `how` says not to wait."""

@@ -147,7 +147,7 @@ def find(url: str, suffixes: tuple[str, ...] | None = None, inside: bool = False
     """Files in a folder and below it, sorted, as paths relative to it; empty if there is no such folder.
 
     `suffixes` (such as `.wav`) choose some, capitals or not. Links to folders are followed, each folder once; with
-    `inside` those that lead out of the folder are not: they are listed themselves, with `/` behind.
+    `inside` those that lead out of it are not, but are listed with `/` behind.
     """
     if is_local(url):
         names = list(disk.walk(local_path(url), inside))
@@ -157,14 +157,9 @@ def find(url: str, suffixes: tuple[str, ...] | None = None, inside: bool = False
     return sorted(name for name in names if suffixes is None or name.lower().endswith(suffixes))
 
 
-def leads_out(url: str, name: str) -> bool:
-    """Whether the file or folder `name` below a folder of this machine is a link that leads out of it."""
-    return is_local(url) and disk.leads_out(local_path(url), name)
-
-
-def is_link(url: str) -> bool:
-    """Whether a file of this machine is a link."""
-    return is_local(url) and local_path(url).is_symlink()
+def leads_out(url: str, name: str, last: bool = False) -> bool:
+    """Whether links lead from `name` below a local folder out of it; with `last` only its last part is looked at."""
+    return is_local(url) and disk.leads_out(local_path(url), name, last)
 
 
 def local_copy(url: str, folder: Path, sha256: str | None = None) -> Path:

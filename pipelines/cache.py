@@ -137,10 +137,11 @@ def _extract(work: Workspace, roots: dict[str, str], codebook: tuple[str, str] |
     forms = {} if codebook else {role: str(work.forms[role]) for role in roots}
     urls = {} if codebook else {role: url for role, (url, _) in work.projections.items() if role in roots}
     arguments = (preset, work.audio_root, roots, keys, codebook[0] if codebook else None, forms, urls)
+    on_cards = any(key["numerics"]["device"] == "cuda" for key in keys.values())
     reused = 0
     with Work("cache", len(work.audio.shards), "shards") as progress:
         for number, (shard, parts) in enumerate(
-            remote.over_shards(work.config, extractor, arguments, work.audio.shards), 1
+            remote.over_shards(work.config, extractor, arguments, work.audio.shards, on_cards), 1
         ):
             if isinstance(parts, remote.Crashed):
                 raise RuntimeError(

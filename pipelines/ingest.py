@@ -8,8 +8,8 @@ from typing import Any
 from prefect import flow, task
 
 from components.audio.vad import check_model
+from components.datacard.card import write_card
 from components.schema import AudioManifest, Reject, StageReport
-from components.shards.card import write_card
 from components.shards.group import plan_groups, set_duplicates_aside
 from components.shards.publish import publish, up_to_date
 from infra import storage

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
+
+import torch
 
 from components.audio.sources import read_sources
 from components.audio.split import assign_splits
 from components.digest import digest
 from components.features.form import BF16, Form
 from components.features.key import feature_key, feature_root, form_for, refuse_if_trained
+from components.features.lloyd import fit_units
 from components.features.principal import fit_projection
-from components.features.store import FeatureStore
-from components.features.units import fit_units
+from components.features.store import FeatureStore, published
 from components.schema import AudioManifest, FeatureManifest, Recording, Reject
-from components.shards.index import read_index, read_manifest, read_rows
+from components.shards.index import read_manifest, read_rows
 from components.shards.ingest import ingest_config
 from components.shards.publish import dataset_version
 from infra import storage
@@ -27,6 +29,7 @@ from models.encoders.base import AudioEncoder
 from models.preset import Preset
 from models.recipe import Stage
 from pipelines.config import RunConfig
+from pipelines.kmeans import on_ray
 from pipelines.overrides import changed
 
 TRAINING_VERSION = 2  # raise when the training code changes what a stage learns
@@ -86,7 +89,9 @@ class Workspace:
 
     @cached_property
     def encoders(self) -> dict[str, AudioEncoder]:
-        return {role: build_encoder(spec) for role, spec in self.preset.encoders.items()}
+        """On a card where this machine has one: where they compute is part of their features' key."""
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return {role: build_encoder(spec).to(device) for role, spec in self.preset.encoders.items()}
 
     @property
     def cached(self) -> bool:
@@ -134,8 +139,9 @@ class Workspace:
         if self.preset.units is None:
             return None
         store = FeatureStore(next(iter(self.feature_roots.values())))
-        train = [row["key"] for row in read_index(self.audio_root).to_pylist() if row["split"] == "train"]
-        return fit_units(store, train, self.preset.units, self.config.seed, self.config.lake)
+        train = read_rows(self.audio_root).where("split", "train").table["key"].to_pylist()
+        over = partial(on_ray, self.config)
+        return fit_units(store, train, self.preset.units, self.config.seed, self.config.lake, over)
 
     @cached_property
     def model_inputs(self) -> dict[str, str]:
@@ -153,8 +159,9 @@ class Workspace:
     @cached_property
     def features(self) -> dict[str, FeatureManifest]:
         return {
-            role: FeatureManifest.model_validate(storage.read_json(_there(root, "cache")))
+            role: manifest
             for role, root in self.model_inputs.items()
+            if _there(root, "cache") and (manifest := published(root))
         }
 
     # ---- run --------------------------------------------------------------------------------------------------------

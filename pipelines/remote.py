@@ -1,14 +1,17 @@
 """The only place that puts component functions on Ray: actors for shards, one task for evaluation, Train for stages.
 
-What crosses a process border is small: URLs, manifests and rows of an index. Features and weights stay in the lake.
+What crosses a process border is small: URLs, manifests, rows of an index, sums. Features and weights stay in the lake.
 """
 
 from __future__ import annotations
 
 import os
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self, TypeVar
 
 from infra import cluster, storage
 from pipelines.config import RunConfig
@@ -16,7 +19,9 @@ from pipelines.config import RunConfig
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 RETRIES = 2
+LOSSES = 4  # nodes that a piece of work may lose before the run ends: it is not known whose fault that is
 SHARD_TIMEOUT = 1800.0  # seconds that one shard may take before its actor is replaced
+START_TIMEOUT = 900.0  # seconds within which some actor has to be placed and set up
 
 
 class Crashed(RuntimeError):
@@ -32,64 +37,193 @@ def over_shards(
     setup: Callable[..., Callable[[Item], Any]],
     arguments: tuple[Any, ...],
     items: Sequence[Item],
-    cpus_each: float = 1.0,
+    gpus: bool = False,
 ) -> Iterator[tuple[Item, Any]]:
-    """Run `setup(*arguments)` once in each actor, then what it returns on every item; yields as results come.
+    """`Crew.over` with a crew of its own: `setup(*arguments)` in each actor, what it returns on every item."""
+    with Crew(config, setup, arguments, len(items), gpus) as crew:
+        yield from crew.over(items)
 
-    An actor that dies or exceeds `SHARD_TIMEOUT` is replaced and its item tried again; after `RETRIES` the result is
-    a `Crashed`, and the rest goes on. An exception raised by the work itself is raised here.
+
+@dataclass
+class _Job:
+    """A piece of work, how often it was tried, and who does it since when."""
+
+    item: Any
+    tries: int = 0
+    losses: int = 0
+    actor: Any = None
+    node: str = ""
+    began: float = 0.0
+
+
+class Crew:
+    """Actors that each run `setup(*arguments)` once and then its result on item after item: `with Crew(…) as crew`.
+
+    There are at most `most`. With `gpus`, on a cluster that has some, one a GPU; else one a core. Only an actor that
+    has been placed and set up is given work, so a cluster that has shrunk goes on with what is left. RuntimeError if
+    none gets so far within `START_TIMEOUT`, or their processes end while they set up; what `setup` raises is raised.
     """
-    ray = cluster.connect(config.ray_address, config.cores())
-    remote_actor = ray.remote(num_cpus=cpus_each, max_restarts=0)(_Hand)
-    size = max(1, min(len(items), int(config.cores() / cpus_each)))
-    waiting = [(item, 0) for item in items]
-    busy: dict[Any, tuple[Any, Item, int, float]] = {}
-    idle = [remote_actor.remote(setup, arguments) for _ in range(size)]
-    while waiting or busy:
-        while idle and waiting:
-            actor, (item, tries) = idle.pop(), waiting.pop(0)
-            busy[actor.work.remote(item)] = (actor, item, tries, time.monotonic())
-        ready, _ = ray.wait(list(busy), num_returns=1, timeout=1.0)
-        late = [
-            ref
-            for ref, (_, _, _, began) in busy.items()
-            if ref not in ready and time.monotonic() - began > SHARD_TIMEOUT
-        ]
-        for ref in [*ready, *late]:
-            actor, item, tries, _ = busy.pop(ref)
-            try:
-                result = ray.get(ref, timeout=0.0 if ref in late else None)
-            except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError) as error:
-                ray.kill(actor)
-                idle.append(remote_actor.remote(setup, arguments))
-                if tries < RETRIES:
-                    waiting.append((item, tries + 1))
+
+    def __init__(
+        self,
+        config: RunConfig,
+        setup: Callable[..., Callable[..., Any]],
+        arguments: tuple[Any, ...],
+        most: int,
+        gpus: bool = False,
+    ) -> None:
+        self.ray = cluster.connect(config.ray_address, config.cores())
+        room, self.share = _share(self.ray, config, gpus)
+        self.size = max(1, min(most, room))
+        self.hire = lambda: self.ray.remote(max_restarts=0, **self.share)(_Hand).remote(setup, arguments)
+        self.starting: dict[Any, Any] = {}
+        self.idle: list[tuple[Any, str]] = []  # actors and their nodes
+        self.busy: dict[Any, _Job] = {}
+        self.failed = 0  # actors that ended in their set-up, one after the other
+        self.manned = time.monotonic()  # when there was last an actor that could work
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        working = [job.actor for job in self.busy.values()]
+        for actor in [*self.starting.values(), *(actor for actor, _ in self.idle), *working]:
+            self.ray.kill(actor)
+
+    def over(self, items: Sequence[Item], *common: Any) -> Iterator[tuple[Item, Any]]:
+        """Work on every item, as `function(item, *common)`; yields as results come. `common` is sent to a node once.
+
+        An actor that dies or exceeds `SHARD_TIMEOUT` is replaced and its item tried again; after `RETRIES` the result
+        is a `Crashed`, and the rest goes on. An actor that went with its node is no fault of its item: only after
+        `LOSSES` of them RuntimeError is raised. An exception raised by the work itself is raised here.
+        """
+        shared = [self.ray.put(value) for value in common]
+        waiting = deque(_Job(item) for item in items)
+        while waiting or self.busy:
+            self._recruit(min(self.size, len(waiting) + len(self.busy)))
+            while self.idle and waiting:
+                self._assign(waiting.popleft(), shared)
+            for ref in self._reports():
+                if ref in self.starting:
+                    self._take_on(ref)
+                    continue
+                job = self.busy.pop(ref)
+                result, again = self._result(ref, job)
+                if again:
+                    waiting.appendleft(job)
                 else:
-                    reason = "hung" if isinstance(error, ray.exceptions.GetTimeoutError) else "took its process down"
-                    yield item, Crashed(item, reason)
-                continue
-            except ray.exceptions.RayTaskError as error:
-                raise error.cause from None
-            idle.append(actor)
-            yield item, result
-    for actor in idle:
-        ray.kill(actor)
+                    yield job.item, result
+
+    def _recruit(self, wanted: int) -> None:
+        for _ in range(wanted - len(self.starting) - len(self.idle) - len(self.busy)):
+            actor = self.hire()
+            self.starting[actor.set_up.remote()] = actor
+
+    def _assign(self, job: _Job, shared: list[Any]) -> None:
+        job.actor, job.node = self.idle.pop()
+        job.began = time.monotonic()
+        self.busy[job.actor.work.remote(job.item, *shared)] = job
+
+    def _reports(self) -> list[Any]:
+        """Work and set-ups that have ended, and work that is late."""
+        ready, _ = self.ray.wait([*self.busy, *self.starting], num_returns=1, timeout=1.0)
+        now = time.monotonic()
+        if self.busy or self.idle or ready:
+            self.manned = now
+        if now - self.manned > START_TIMEOUT:
+            raise RuntimeError(
+                f"no worker was ready within {START_TIMEOUT:.0f} s: each asks for {self.share} of a cluster that has "
+                f"{self.ray.available_resources()} free; is it busy with other work, and are its nodes alive?"
+            )
+        late = [ref for ref, job in self.busy.items() if ref not in ready and now - job.began > SHARD_TIMEOUT]
+        return [*ready, *late]
+
+    def _take_on(self, ref: Any) -> None:
+        actor, errors = self.starting.pop(ref), self.ray.exceptions
+        try:
+            self.idle.append((actor, self.ray.get(ref)))
+            self.failed = 0
+        except errors.RayTaskError as error:
+            raise error.cause from None
+        except errors.RayError as error:
+            self.ray.kill(actor)
+            self.failed += 1
+            if self.failed > self.size + RETRIES:
+                raise RuntimeError(
+                    f"{self.failed} workers ended one after the other while they set up: is there enough memory? "
+                    f"The last one: {error}"
+                ) from None
+
+    def _result(self, ref: Any, job: _Job) -> tuple[Any, bool]:
+        """What came of a piece of work that has ended or is late, and whether it is to be tried again."""
+        errors = self.ray.exceptions
+        try:
+            result = self.ray.get(ref, timeout=0.0 if time.monotonic() - job.began > SHARD_TIMEOUT else None)
+        except errors.RayTaskError as error:
+            raise error.cause from None
+        except errors.GetTimeoutError:
+            reason, lost = "hung", self._is_lost(job.node)
+        except (errors.ActorUnavailableError, errors.ObjectLostError):  # Ray cannot reach where it ran
+            reason, lost = "", True
+        except (errors.RayActorError, errors.OutOfMemoryError) as error:
+            reason, lost = "took its process down", getattr(error, "preempted", False) or self._is_lost(job.node)
+        else:
+            self.idle.append((job.actor, job.node))
+            return result, False
+        self.ray.kill(job.actor)
+        if not lost:
+            job.tries += 1
+            return Crashed(job.item, reason), job.tries <= RETRIES
+        job.losses += 1
+        for actor in [actor for actor, node in self.idle if node == job.node]:
+            self.ray.kill(actor)
+        self.idle = [pair for pair in self.idle if pair[1] != job.node]
+        if job.losses > LOSSES:
+            raise RuntimeError(
+                f"{job.losses} nodes were lost while they worked on the same shard: is their memory enough? Run the "
+                "same command again, what is finished is kept"
+            )
+        return None, True
+
+    def _is_lost(self, node: str) -> bool:
+        return node not in {one["NodeID"] for one in self.ray.nodes() if one["Alive"]}
 
 
 class _Hand:
     """One worker process: sets up once, then works item by item."""
 
-    def __init__(self, setup: Callable[..., Callable[[Any], Any]], arguments: tuple[Any, ...]) -> None:
-        self.function = setup(*arguments)
+    def __init__(self, setup: Callable[..., Callable[..., Any]], arguments: tuple[Any, ...]) -> None:
+        self.setup, self.arguments = setup, arguments
 
-    def work(self, item: Any) -> Any:
-        return self.function(item)
+    def set_up(self) -> str:
+        """Apart from `__init__`, so that what it raises is told from a process that ended; gives the node's id."""
+        import ray
+
+        self.function = self.setup(*self.arguments)
+        node: str = ray.get_runtime_context().get_node_id()
+        return node
+
+    def work(self, item: Any, *common: Any) -> Any:
+        return self.function(item, *common)
+
+
+def _share(ray: Any, config: RunConfig, gpus: bool) -> tuple[int, dict[str, float]]:
+    """For how many actors there is room, and what each asks for."""
+    there = ray.cluster_resources()
+    cores = min(there.get("CPU", 1.0), config.cpus or float("inf"))
+    cards = int(there.get("GPU", 0)) if gpus else 0
+    if cards:
+        return cards, {"num_gpus": 1, "num_cpus": min(1.0, cores / cards)}
+    return int(cores), {"num_cpus": 1}
 
 
 def call(config: RunConfig, function: Callable[..., Result], *arguments: Any) -> Result:
-    """Run a function once, in a process of its own with all cores."""
+    """Run a function once, in a process of its own with all cores of a node."""
     ray = cluster.connect(config.ray_address, config.cores())
-    task = ray.remote(num_cpus=config.cores(), max_retries=RETRIES)(function)
+    widest = max(node["Resources"].get("CPU", 1.0) for node in ray.nodes() if node["Alive"])
+    task = ray.remote(num_cpus=min(config.cores(), widest), max_retries=RETRIES)(function)
     try:
         result: Result = ray.get(task.remote(*arguments))
     except ray.exceptions.RayTaskError as error:

@@ -6,6 +6,7 @@ import posixpath
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from components.audio.manifests import AUDIO_FIELDS, MAX_LINE, parse_json
+from components.audio.names import LEADS_OUT, unopened
 from components.audio.rows import ALIASES, TEXT_FIELDS, BadRow
 from infra import storage
 
@@ -64,12 +65,19 @@ def _holds_audio(kind: pa.DataType) -> bool:
 
 
 def json_file(root: str, name: str) -> dict[str, Any]:
+    """The object in a JSON file beside a table. Raises BadRow; OSError for a store that cannot be reached."""
     url = storage.join(root, name)
     try:
+        if storage.leads_out(root, name, last=True):
+            raise BadRow(f"{name}: {LEADS_OUT}")
         if storage.size(url) > 16 * MAX_LINE:
             raise ValueError("it is too large")
         value = parse_json(storage.read_bytes(url).decode())
+    except OSError as error:
+        raise BadRow(f"{name}: {unopened(root, error)}") from error
     except (ValueError, RecursionError) as error:
+        if isinstance(error, BadRow):
+            raise
         raise BadRow(f"{name} is not JSON ({str(error)[:80]}); copy it again") from error
     return value if isinstance(value, dict) else {}
 

@@ -11,6 +11,7 @@ import ctypes
 import functools
 import io
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -57,25 +58,37 @@ def container_blocks(data: bytes) -> Iterator[Block]:
     """The first audio track in blocks of about BLOCK values, from the front; see `read_container`."""
     import av
 
-    _hold_allocations()
     name = demuxer(data)
     if name is None:
         raise BadAudio(f"the format is not recognised as audio; {CONVERT}")
     try:
-        with av.open(
-            io.BytesIO(data),
-            mode="r",
-            format=name,
-            container_options=OPTIONS,
-            metadata_errors="replace",
-            buffer_size=1 << 16,
-            timeout=STUCK,
-            io_open=_refuse,
-        ) as container:
+        with open_container(data, name) as container:
             stream = _first_track(container)
             yield from _decoded(container, stream, _context(stream), REREAD * len(data) + BLOCK)
     except av.FFmpegError as error:
         raise BadAudio(_decoder_says(error)) from error
+
+
+@contextmanager
+def open_container(data: bytes, name: str) -> Iterator[InputContainer]:
+    """The container in `data` under the demuxer `name`, held to what the head of this file says.
+
+    Raises BadAudio for a file that wants another opened, and FFmpegError.
+    """
+    import av
+
+    _hold_allocations()
+    with av.open(
+        io.BytesIO(data),
+        mode="r",
+        format=name,
+        container_options=OPTIONS,
+        metadata_errors="replace",
+        buffer_size=1 << 16,
+        timeout=STUCK,
+        io_open=_refuse,
+    ) as container:
+        yield container
 
 
 def _decoder_says(error: FFmpegError) -> str:

@@ -13,7 +13,8 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from components.audio.manifests import MAX_LINE, MAX_MANIFEST, TOO_LARGE, lines_of
+from components.audio.manifests import MAX_LINE, MAX_LINES, MAX_MANIFEST, TOO_LARGE, TOO_MANY, lines_of
+from components.audio.names import LEADS_OUT
 from components.audio.rows import BadRow, Found, annotation, gather, rejected, seconds, split_in_name, within
 from components.schema import Reject
 from infra import storage
@@ -169,15 +170,24 @@ def _plain_path(entry: str) -> str:
 
 
 def _pairs(root: str, name: str) -> Iterator[tuple[str, str, str, str]]:
-    """Of each line: place, first word, the rest, and what is wrong with it. None of a file that is not there."""
+    """Of each line: place, first word, the rest, and what is wrong with it. None of a file that is not there.
+
+    Raises FileNotFoundError if it is `wav.scp` that is not there.
+    """
     url = storage.join(root, name)
-    if not storage.exists(url):
+    if posixpath.basename(name) != WAV_SCP and not storage.exists(url):
+        return
+    if storage.leads_out(root, name, last=True):
+        yield name, "", "", LEADS_OUT
         return
     if storage.size(url) > MAX_MANIFEST:
         yield name, "", "", TOO_LARGE
         return
     for number, line in enumerate(lines_of(io.BytesIO(storage.read_bytes(url))), start=1):
         place = f"{name}:{number}"
+        if number > MAX_LINES:
+            yield place, "", "", TOO_MANY
+            return
         try:
             words = line[:MAX_LINE].decode("utf-8-sig" if number == 1 else "utf-8").split(None, 1)
         except UnicodeDecodeError:

@@ -21,12 +21,17 @@ AUDIO_FIELDS = ("audio", "audio_filepath", "file_name", "file", "path", "wav")
 # What a hostile file may cost: its size in memory, and some 20 times the size of one line or document.
 MAX_MANIFEST = 1 << 30  # bytes, after decompression
 MAX_LINE = 1 << 20  # bytes
+MAX_LINES = 4_000_000  # of a manifest
 MAX_DOCUMENT = 64 << 20  # bytes of a JSON list
 MAX_OBJECTS = 2_000_000  # brackets of a JSON list
 MAX_DEPTH = 32  # brackets within each other
 
 TOO_LARGE = f"the manifest is larger than {MAX_MANIFEST >> 20} MiB; give it in parts, in folders of their own"
+TOO_MANY = f"the manifest has more than {MAX_LINES:,} lines; give it in parts, in folders of their own"
 TOO_LONG = f"the line is longer than {MAX_LINE >> 20} MiB; shorten its fields, or write one row a line"
+
+LONG_ROW = f"it is longer than {MAX_LINE >> 20} MiB"
+REREAD = 8  # times that the lines of a table are read
 
 
 class Row(NamedTuple):
@@ -57,6 +62,9 @@ def _json_lines(file: BinaryIO | gzip.GzipFile) -> Iterator[Row]:
     number = 0
     try:
         for number, line in enumerate(lines_of(file), start=1):
+            if number > MAX_LINES:
+                yield Row(number, {}, TOO_MANY)
+                return
             if len(line) > MAX_LINE:
                 yield Row(number, {}, TOO_LONG)
             elif line.strip():
@@ -137,8 +145,11 @@ def _whole_json(data: bytes) -> list[Row] | None:
 
 
 def _table(data: bytes, tabs: bool) -> Iterator[Row]:
-    try:
-        lines = data.decode().splitlines(keepends=True)
+    if data.count(b"\n") > MAX_LINES or data.count(b"\r") > MAX_LINES:
+        yield Row(1, {}, TOO_MANY)
+        return
+    try:  # only line feeds and carriage returns end a line: a text may hold U+2028 and the like
+        lines = list(io.TextIOWrapper(io.BytesIO(data), encoding="utf-8", newline=""))
     except UnicodeDecodeError:
         yield Row(1, {}, "the manifest is not UTF-8 text; save it as UTF-8")
         return
@@ -165,7 +176,8 @@ def _table(data: bytes, tabs: bool) -> Iterator[Row]:
 def _tab_records(lines: list[str]) -> Iterator[tuple[int, list[str] | str]]:
     """Tab-separated cells; a quote is a letter like others unless it wraps a cell as spreadsheets do."""
     for number, line in enumerate(lines, start=1):
-        yield number, [_unquoted(cell) for cell in line.rstrip("\r\n").split("\t")]
+        cells = [_unquoted(cell) for cell in line.rstrip("\r\n").split("\t")] if len(line) <= MAX_LINE else LONG_ROW
+        yield number, cells
 
 
 def _unquoted(cell: str) -> str:
@@ -175,13 +187,20 @@ def _unquoted(cell: str) -> str:
 
 
 def _comma_records(lines: list[str]) -> Iterator[tuple[int, list[str] | str]]:
-    """Cells of each CSV record, or what is wrong with it; an open quote costs its own line, not all that follow."""
+    """Cells of each CSV record, or what is wrong with it; an open quote costs its own line, not all that follow.
+
+    Lines that an open quote swallowed are read again, but in all no more than REREAD times: quotes can be set so that
+    each of n lines swallows all that follow, which would take the square of n.
+    """
     first = next((line for line in lines if line.strip()), "")
     delimiter = max(",;\t|", key=first.count)
-    start = 0
+    start = swallowed = 0
     while start < len(lines):
+        if swallowed > REREAD * (len(lines) + 1000):
+            yield start + 1, "so many quotes are left open that the rest of the file is not read"
+            return
         at = start
-        rest = map(lines.__getitem__, range(start, len(lines)))
+        rest = map(_bounded, map(lines.__getitem__, range(start, len(lines))))
         reader = csv.reader(rest, delimiter=delimiter, strict=True, skipinitialspace=True)
         try:
             for cells in reader:
@@ -190,4 +209,11 @@ def _comma_records(lines: list[str]) -> Iterator[tuple[int, list[str] | str]]:
             return
         except csv.Error as error:
             yield at + 1, str(error)
+            swallowed += start + reader.line_num - at
             start = at + 1
+
+
+def _bounded(line: str) -> str:
+    if len(line) > MAX_LINE:
+        raise csv.Error(LONG_ROW)
+    return line

@@ -7,12 +7,13 @@ import math
 import os
 import posixpath
 import re
+import sys
 from collections.abc import Iterable
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 from components.audio.manifests import AUDIO_FIELDS, parse_json
-from components.schema import Annotation, Reject, Split
+from components.schema import Annotation, MediaKind, Reject, Split, slim
 from infra import storage
 
 TEXT_FIELDS = ("text", "sentence", "transcript", "transcription")
@@ -30,11 +31,21 @@ SPLITS: dict[str, Split] = {
     **dict.fromkeys(("test", "testing"), "test"),
 }
 GENDERS = {"m": "male", "man": "male", "f": "female", "w": "female", "woman": "female"}
+SHARED = 100  # letters of a speaker, language, source and so on up to which it is kept once for all rows
 MAX_LISTED = 100_000  # broken rows of one file that are listed one by one
 
 
 class BadRow(ValueError):
     """A row that is set aside; its text is the reason."""
+
+
+class FoundMedia(NamedTuple):
+    """A picture or a video that a row names; its fields as those of Found."""
+
+    kind: MediaKind
+    path: str
+    inside: str | None = None
+    digest: str = ""
 
 
 class Found(NamedTuple):
@@ -48,6 +59,7 @@ class Found(NamedTuple):
     duration: float | None = None  # seconds; None: to the end
     inside: str | None = None  # where in the container `path` its audio is
     digest: str = ""  # sha256 of the audio, where it was read already
+    media: tuple[FoundMedia, ...] = ()
 
 
 def gather(items: Iterable[Found | Reject], name: str) -> tuple[list[Found], list[Reject]]:
@@ -145,7 +157,9 @@ def audio_path(fields: dict[str, Any]) -> str:
             value = value.get("path")
         if isinstance(value, str) and value.strip():
             return value.strip()
-    raise BadRow(f"the row has no audio field; name the file in one of {', '.join(AUDIO_FIELDS)}")
+    beside = " and ".join(name for name in ("image", "video") if fields.get(name))
+    lacks = f"names its {beside} but no audio" if beside else "has no audio field"
+    raise BadRow(f"the row {lacks}; name the file in one of {', '.join(AUDIO_FIELDS)}")
 
 
 def part_of_file(fields: dict[str, Any]) -> tuple[float, float | None] | None:
@@ -180,7 +194,7 @@ def annotation(fields: dict[str, Any], identity: str) -> Annotation:
     Numbers in `labels` stay numbers; in tables `labels` and `translation` are JSON cells or columns such as
     `labels.emotion` and `translation.en`.
     """
-    values = {field: _text(_first(fields, names), field) for field, names in ALIASES.items()}
+    values = {field: _shared(_text(_first(fields, names), field)) for field, names in ALIASES.items()}
     gender = (values.pop("gender") or "").lower()
     made = Annotation(
         id=_text(fields.get("id"), "id") or identity,
@@ -197,7 +211,12 @@ def annotation(fields: dict[str, Any], identity: str) -> Annotation:
         json.dumps(free, ensure_ascii=False, allow_nan=False).encode()
     except (ValueError, TypeError, RecursionError) as error:
         raise BadRow(f"a field cannot be written as UTF-8 JSON ({str(error)[:60]}); correct it") from error
-    return made
+    return slim(made)
+
+
+def _shared(text: str | None) -> str | None:
+    """One string in memory for all rows that say the same."""
+    return text if text is None or len(text) > SHARED else sys.intern(text)
 
 
 def _first(fields: dict[str, Any], names: tuple[str, ...]) -> Any:
@@ -250,7 +269,7 @@ def _labels(fields: dict[str, Any]) -> dict[str, Any]:
     if value is None or value == "":
         labels: dict[str, Any] = {}
     elif isinstance(value, dict):
-        labels = {str(key): item for key, item in value.items()}
+        labels = {sys.intern(str(key)): item for key, item in value.items()}
     else:
         labels = {"label": value}
     return labels | {key: _scalar(item) for key, item in _dotted(fields, "labels").items()}

@@ -5,13 +5,13 @@ from __future__ import annotations
 import codecs
 import struct
 
+from components.audio.declared import RIFF_MAGIC, is_cut, missing, riff_chunks
+
 CONVERT = "convert it to WAV or FLAC, for example with: ffmpeg -i INPUT OUTPUT.flac"
 AGAIN = "copy or download it again"
-RIFF_MAGIC = (b"RIFF", b"RF64")
 MP4_BOXES = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot")  # what MP4 and QuickTime begin with
 ASF_HEADER = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")  # Windows Media, ASF specification 1.2, section 10.1
 MAX_PARTS = 1 << 16  # parts of a container that are walked over
-PLACEHOLDER = 1 << 30  # a declared WAV length of a gigabyte or more, where the file is shorter, was never filled in
 
 
 def refusal(data: bytes) -> str | None:
@@ -21,9 +21,7 @@ def refusal(data: bytes) -> str | None:
     """
     if not data:
         return f"the file is empty (0 bytes); {AGAIN}"
-    return (
-        _not_audio(data) or _other_container(data) or _riff_fault(data) or _flac_fault(data) or _container_fault(data)
-    )
+    return not_media(data) or _other_container(data) or _riff_fault(data) or _flac_fault(data) or _length_fault(data)
 
 
 def demuxer(data: bytes) -> str | None:
@@ -45,8 +43,8 @@ def demuxer(data: bytes) -> str | None:
 
 
 def declares_nonsense(data: bytes) -> bool:
-    """Whether a WAV header holds a placeholder for its length, as a writer leaves it that never came back to it."""
-    return data[:4] == b"RIFF" and not _is_cut(data) and _missing(data) > 0
+    """Whether a header holds a placeholder for its length, as a writer leaves it that never came back to it."""
+    return not is_cut(data) and missing(data) > 0
 
 
 def ogg_is_cut(data: bytes) -> bool:
@@ -60,16 +58,17 @@ def ogg_is_cut(data: bytes) -> bool:
     return not data[start + 5] & 4 or len(data) < start + 27 + len(lacing) + sum(lacing)
 
 
-def _not_audio(data: bytes) -> str | None:
+def not_media(data: bytes, what: str = "audio") -> str | None:
+    """What a file is that should be `what` and is text, zeros or a placeholder for itself; None if it is neither."""
     head = data[:512].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if head.startswith(b"version https://git-lfs"):
-        return "this is a Git LFS pointer, not the audio; run: git lfs pull"
+        return "this is a Git LFS pointer, not the file itself; run: git lfs pull"
     if head.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
-        return f"this is a web page, not audio (a failed download?); {AGAIN}"
+        return f"this is a web page, not {what} (a failed download?); {AGAIN}"
     if head[:1] in (b"{", b"["):
-        return f"this is JSON text, not audio; {AGAIN}"
+        return f"this is JSON text, not {what}; {AGAIN}"
     if _is_text(data[:512]):
-        return f"this is plain text, not audio; {AGAIN}"
+        return f"this is plain text, not {what}; {AGAIN}"
     if not any(data[:512]) and not data.strip(b"\0"):
         return f"the file holds only zero bytes; {AGAIN}"
     return None
@@ -98,39 +97,12 @@ def _other_container(data: bytes) -> str | None:
     return None
 
 
-def _riff_chunks(data: bytes) -> dict[bytes, tuple[int, int]]:
-    """First chunk of each name: (offset of its content, declared bytes); stops after `data` or after 64 chunks."""
-    chunks: dict[bytes, tuple[int, int]] = {}
-    position = 12
-    for _ in range(64):
-        if position + 8 > len(data):
-            break
-        name, length = struct.unpack_from("<4sI", data, position)
-        chunks.setdefault(name, (position + 8, length))
-        if name == b"data":
-            break
-        position += 8 + length + length % 2
-    return chunks
-
-
-def _missing(data: bytes) -> int:
-    """Bytes of WAV audio that the header declares and the file lacks."""
-    start, length = _riff_chunks(data).get(b"data", (0, 0))
-    return max(0, start + length - len(data))
-
-
-def _is_cut(data: bytes) -> bool:
-    """Whether more than a hundredth of a believable length is missing: a copy that broke off."""
-    _, length = _riff_chunks(data).get(b"data", (0, 0))
-    return length < PLACEHOLDER and _missing(data) * 100 > length
-
-
 def _riff_fault(data: bytes) -> str | None:
     if data[:4] not in RIFF_MAGIC:
         return None
     if data[8:12] != b"WAVE":
         return f"this is a RIFF file but not WAV; {CONVERT}"
-    chunks = _riff_chunks(data)
+    chunks = riff_chunks(data)
     offset, length = chunks.get(b"fmt ", (0, 0))
     if length < 16 or offset + 16 > len(data):
         return f"the WAV header is damaged (no usable fmt chunk); {AGAIN}"
@@ -145,8 +117,6 @@ def _riff_fault(data: bytes) -> str | None:
             if known
             else (f"the WAV header is damaged (unknown format code {code}); {AGAIN}")
         )
-    if data[:4] == b"RIFF" and _is_cut(data):
-        return f"the audio breaks off: {_missing(data):,} bytes of what the WAV header declares are missing; {AGAIN}"
     return None
 
 
@@ -173,14 +143,14 @@ def _id3(data: bytes) -> int:
     return 10 + sum((byte & 0x7F) << shift for byte, shift in zip(data[6:10], (21, 14, 7, 0), strict=True))
 
 
-def _container_fault(data: bytes) -> str | None:
-    missing = _beyond_the_end(data)
-    if missing <= 0:
+def _length_fault(data: bytes) -> str | None:
+    lacks = missing(data) if is_cut(data) else beyond_the_end(data)
+    if lacks <= 0:
         return None
-    return f"the audio breaks off: {missing:,} bytes of what the header declares are missing; {AGAIN}"
+    return f"the audio breaks off: {lacks:,} bytes of what the header declares are missing; {AGAIN}"
 
 
-def _beyond_the_end(data: bytes) -> int:
+def beyond_the_end(data: bytes) -> int:
     """Bytes by which the last outer part of an MP4, Matroska, ASF or CAF file is longer than what is there."""
     name = demuxer(data)
     part = {"mov": _box, "asf": _asf_object, "caf": _caf_chunk}.get(name or "")

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import posixpath
-import unicodedata
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from components.audio.corpora import WAV_SCP, cut_row, is_cut, kaldi
-from components.audio.manifests import MANIFEST_NAMES, MANIFEST_SUFFIXES, MAX_MANIFEST, TOO_LARGE, read_rows
+from components.audio.ids import unique
+from components.audio.inside import MAX_BYTES
+from components.audio.manifests import MANIFEST_NAMES, MANIFEST_SUFFIXES, MAX_LINE, MAX_MANIFEST, TOO_LARGE, read_rows
+from components.audio.media import row_media
+from components.audio.names import LEADS_OUT, Fence, name_faults, spellings, unopened
 from components.audio.rows import (
     BadRow,
     Found,
+    FoundMedia,
     annotation,
     audio_path,
     gather,
@@ -28,7 +32,7 @@ from components.audio.rows import (
 from components.audio.tables import table_rows, tables_in
 from components.audio.tars import tar_samples
 from components.digest import digest_bytes
-from components.schema import Annotation, Recording, Reject
+from components.schema import Annotation, Media, Recording, Reject, slim
 from infra import storage
 
 AUDIO_SUFFIXES = (
@@ -36,7 +40,9 @@ AUDIO_SUFFIXES = (
     *(".m4a", ".mp4", ".aac", ".wma", ".webm", ".amr", ".caf"),  # refused by name when they are decoded
 )
 CONTAINER_SUFFIXES = (".tar", ".parquet", ".arrow")
+MATTER = (*AUDIO_SUFFIXES, *CONTAINER_SUFFIXES, ".txt")
 THREADS = 16
+WAITING = 4096  # files that threads are told of at a time: a million at once would take a gigabyte
 
 Read = tuple[list[Found], list[Reject]]
 
@@ -48,6 +54,7 @@ class Opened(NamedTuple):
     fingerprint: str = ""
     text: str | None = None
     fault: str = ""
+    url: str = ""
 
 
 def read_sources(data: str) -> tuple[list[Recording], list[Reject]]:
@@ -62,21 +69,28 @@ def read_sources(data: str) -> tuple[list[Recording], list[Reject]]:
     """
     root, found, rejects = _look(data)
     recordings: list[Recording] = []
-    for item, opened in zip(found, _open_all(root, found), strict=True):
-        if opened.fault:
-            reason = f"{opened.fault} ({item.place})" if item.place else opened.fault
+    looked = _open_all(root, found, data)
+    for item in found:
+        opened = Opened(item.path) if item.digest else looked[item.path, item.text_path]
+        beside = [(one, Opened(one.path) if one.digest else looked[one.path, ""]) for one in item.media]
+        faults = [f"its {one.kind} {one.path}: {seen.fault}" for one, seen in beside if seen.fault]
+        if fault := opened.fault or "".join(faults[:1]):
+            reason = f"{fault} ({item.place})" if item.place else fault
             rejects.append(Reject(original=item.path, id=item.annotation.id, reason=reason))
             continue
-        noted = item.annotation
-        if opened.text is not None:
-            noted = noted.model_copy(update={"text": opened.text})
-        digest = item.digest or opened.fingerprint
-        if item.inside and not item.digest:
-            digest = digest_bytes(f"{opened.fingerprint} {item.inside}".encode())
-        url = storage.join(root, opened.path)
-        made = Recording(url=url, digest=digest, annotation=noted, start=item.start, duration=item.duration)
-        recordings.append(made.model_copy(update={"inside": item.inside}) if item.inside else made)
-    return _unique(recordings, root, rejects), rejects
+        noted = item.annotation.model_copy(update={"text": opened.text}) if opened.text is not None else item.annotation
+        times = {"start": item.start, "duration": item.duration}
+        media = tuple(Media(kind=one.kind, **_placed(root, one, seen)) for one, seen in beside)
+        recordings.append(slim(Recording(**_placed(root, item, opened), annotation=noted, media=media, **times)))
+    del found, looked
+    return unique(recordings, root, rejects), rejects
+
+
+def _placed(root: str, item: Found | FoundMedia, opened: Opened) -> dict[str, Any]:
+    """Address, digest and place inside of what a row names."""
+    part = digest_bytes(f"{opened.fingerprint} {item.inside}".encode()) if item.inside else opened.fingerprint
+    url = opened.url or storage.join(root, opened.path)  # one string for all parts of a file
+    return {"url": url, "digest": item.digest or part, "inside": item.inside}
 
 
 def _look(data: str) -> tuple[str, list[Found], list[Reject]]:
@@ -86,8 +100,11 @@ def _look(data: str) -> tuple[str, list[Found], list[Reject]]:
         folder, _, name = data.rpartition("/")
         root = folder or ("/" if data.startswith("/") else ".")
         return root, *_read(root, [name], [name] if _is_manifest(name) else [])
-    names = [name for name in storage.find(data) if not _hidden(name)]
+    names = [name for name in storage.find(data, inside=True) if not _hidden(name)]
+    faults = name_faults(data, names)
+    names = [name for name in names if name not in faults]
     found, rejects = _read(data, names, _manifests(names))
+    rejects = [*(rejected(name, why, stem(name)) for name, why in faults.items() if _matters(name)), *rejects]
     if not found and not rejects:
         raise ValueError(
             f"nothing to read at {data}: looked for {', '.join(MANIFEST_NAMES)}, for cuts, {WAV_SCP}, tars and tables, "
@@ -119,11 +136,7 @@ def _guarded(root: str, name: str, read: Callable[[], Read]) -> Read:
     try:
         return read()
     except OSError as error:
-        if not storage.is_local(root) and not isinstance(
-            error, FileNotFoundError | PermissionError | IsADirectoryError
-        ):
-            raise
-        return [], [rejected(name, f"the file cannot be opened ({error.strerror or type(error).__name__}); check it")]
+        return [], [rejected(name, unopened(root, error))]
 
 
 def _suffix(name: str) -> str:
@@ -132,6 +145,11 @@ def _suffix(name: str) -> str:
 
 def _hidden(name: str) -> bool:
     return any(part.startswith(".") or part == "__MACOSX" for part in name.split("/"))
+
+
+def _matters(name: str) -> bool:
+    """Whether a name would have been read, or is a link to a folder."""
+    return name.endswith("/") or _suffix(name) in MATTER or _rank(name) is not None
 
 
 def _parents(name: str) -> list[str]:
@@ -193,7 +211,7 @@ def _manifest_rows(root: str, name: str, names: frozenset[str]) -> Iterator[Foun
             else:
                 path = audio_path(fields)
                 path = within(root, folder, path, names)
-                found = _row(path, fields, place)
+                found = _row(path, fields, place)._replace(media=row_media(root, folder, fields, names))
             if split and found.annotation.split is None:
                 found = found._replace(annotation=found.annotation.model_copy(update={"split": split}))
             yield found
@@ -217,76 +235,45 @@ def _bare(names: list[str]) -> Read:
     """Audio without a manifest, by name, with x.txt as the text of x.wav."""
     texts = {posixpath.splitext(name)[0]: name for name in names if _suffix(name) == ".txt"}
     found: list[Found] = []
-    rejects: list[Reject] = []
     for name in sorted(name for name in names if _suffix(name) in AUDIO_SUFFIXES):
         identity = posixpath.splitext(name)[0]
-        if plain(name) != name:
-            fault = "the name is not UTF-8; rename the file"
-            rejects.append(Reject(original=plain(name), id=plain(identity), reason=fault))
-            continue
         noted = with_split(Annotation(id=identity), name)
         found.append(Found(name, noted, text_path=texts.get(identity, "")))
-    return found, rejects
+    return found, []
 
 
-def _open_all(root: str, found: list[Found]) -> list[Opened]:
-    """What lies at each row's path; a file that several rows name is read once."""
-    wanted = list(dict.fromkeys((item.path, item.text_path) for item in found if not item.digest))
+def _open_all(root: str, found: list[Found], data: str) -> dict[tuple[str, str], Opened]:
+    """What lies at each path and text path of a row; a file that several rows name is read once."""
+    named = dict.fromkeys((item.path, item.text_path) for item in found if not item.digest)
+    wanted = list(named | dict.fromkeys((one.path, "") for item in found for one in item.media if not one.digest))
+    opened: dict[tuple[str, str], Opened] = {}
+    fence = Fence(root, named=data)
     with ThreadPoolExecutor(THREADS) as pool:
-        opened = dict(zip(wanted, pool.map(lambda paths: _open(root, *paths), wanted), strict=True))
-    return [Opened(item.path) if item.digest else opened[item.path, item.text_path] for item in found]
+        for start in range(0, len(wanted), WAITING):
+            some = wanted[start : start + WAITING]
+            opened.update(zip(some, pool.map(lambda paths: _open(fence, *paths), some), strict=True))
+    return opened
 
 
-def _open(root: str, path: str, text_path: str) -> Opened:
+def _open(fence: Fence, path: str, text_path: str) -> Opened:
     """Fingerprint of the file at `path`, under the other ways that its name may be spelled if need be."""
-    spellings = (path, *(unicodedata.normalize(form, path) for form in ("NFC", "NFD")), path.replace("\\", "/"))
-    for spelling in dict.fromkeys(spellings):
+    root = fence.root
+    for spelling in spellings(path):
         url = storage.join(root, spelling)
         try:
+            if fence.outside(spelling):
+                return Opened(path, fault=LEADS_OUT)
+            if storage.is_local(url) and storage.size(url) > MAX_BYTES:  # before its digest: it may be of holes alone
+                return Opened(path, fault=f"the file is larger than {MAX_BYTES >> 20} MiB; cut it into clips")
             fingerprint = storage.fingerprint(url)
+            if text_path and storage.size(storage.join(root, text_path)) > MAX_LINE:
+                return Opened(path, fault=f"its text {text_path} is larger than {MAX_LINE >> 20} MiB; shorten it")
             text = storage.read_bytes(storage.join(root, text_path)).decode("utf-8-sig") if text_path else None
-            return Opened(spelling, fingerprint, " ".join(text.split()) if text is not None else None)
+            return Opened(spelling, fingerprint, " ".join(text.split()) if text is not None else None, url=url)
         except UnicodeDecodeError:
             return Opened(path, fault=f"its text {text_path} is not UTF-8; save it as UTF-8")
         except (FileNotFoundError, NotADirectoryError):
             continue
         except OSError as error:
-            if not storage.is_local(root) and not isinstance(error, PermissionError | IsADirectoryError):
-                raise
-            return Opened(path, fault=f"the file cannot be opened ({error.strerror or type(error).__name__}); check it")
+            return Opened(path, fault=unopened(root, error))
     return Opened(path, fault="the file is missing; copy it there or remove its row")
-
-
-def _unique(recordings: list[Recording], root: str, rejects: list[Reject]) -> list[Recording]:
-    """Recordings with an id each: a repeated row is set aside, a repeated id gets its folder or a number."""
-    kept: list[Recording] = []
-    ids: dict[str, int] = {}  # and the number of the latest that wanted it
-    seen: set[tuple[object, ...]] = set()
-    for recording in recordings:
-        noted = recording.annotation
-        same = (recording.url, recording.start, recording.duration, recording.inside, noted.model_dump_json())
-        if same in seen:
-            path = _relative(recording.url, root)
-            rejects.append(Reject(original=path, id=noted.id, reason="the row repeats an earlier one; remove it"))
-            continue
-        seen.add(same)
-        identity = _free(noted.id, posixpath.dirname(_relative(recording.url, root)), ids)
-        ids[identity] = 1
-        if identity != noted.id:
-            recording = recording.model_copy(update={"annotation": noted.model_copy(update={"id": identity})})
-        kept.append(recording)
-    return kept
-
-
-def _relative(url: str, root: str) -> str:
-    return url.removeprefix(storage.join(root, "")).lstrip("/")
-
-
-def _free(identity: str, folder: str, taken: dict[str, int]) -> str:
-    if identity not in taken:
-        return identity
-    free = inside = f"{folder}/{identity}" if folder and not identity.startswith(folder + "/") else identity
-    while free in taken:
-        taken[inside] = taken.get(inside, 1) + 1
-        free = f"{inside}-{taken[inside]}"
-    return free

@@ -15,7 +15,8 @@ from typing import Any, BinaryIO, NamedTuple
 
 from components.audio.inside import Container
 from components.audio.manifests import MAX_LINE, parse_json
-from components.audio.rows import BadRow, Found, annotation, gather, part_of_file, rejected, split_in_name
+from components.audio.media import KINDS, SUFFIXES
+from components.audio.rows import BadRow, Found, FoundMedia, annotation, gather, part_of_file, rejected, split_in_name
 from components.schema import Reject
 from infra import storage
 
@@ -42,8 +43,10 @@ class Sample(NamedTuple):
 
     key: str
     audio: list[Member]
+    media: list[Member]  # that cannot be its audio
     notes: dict[str, bytes]
     faults: list[tuple[str, str]]  # member and reason
+    names: set[str]  # of audio and media
 
 
 def tar_samples(root: str, name: str, suffixes: tuple[str, ...]) -> tuple[list[Found], list[Reject]]:
@@ -66,7 +69,7 @@ def _recordings(root: str, name: str, suffixes: tuple[str, ...]) -> Iterator[Fou
                 if sample is None or key != sample.key:
                     if sample is not None:
                         yield from _recording(sample, name, container.file if local else None)
-                    sample = Sample(key, [], {}, [])
+                    sample = Sample(key, [], [], {}, [], set())
                     again = key in seen
                     seen.add(key)
                 _add(sample, member, suffix, suffixes, container.file, again)
@@ -87,10 +90,14 @@ def _add(sample: Sample, member: Member, suffix: str, suffixes: tuple[str, ...],
     is_audio = "." + suffix.rpartition(".")[2] in suffixes
     if fault:
         sample.faults.append((member.name, fault))
-    elif (is_audio and any(member.name == other.name for other in sample.audio)) or suffix in sample.notes:
+    elif suffix in sample.notes or member.name in sample.names:
         sample.faults.append((member.name, "the tar has a member of this name already; remove one of the two"))
     elif is_audio:
         sample.audio.append(member)
+        sample.names.add(member.name)
+    elif suffix in SUFFIXES:
+        sample.media.append(member)
+        sample.names.add(member.name)
     elif suffix in NOTES:
         if member.size > MAX_LINE:
             fault = f"the member is larger than {MAX_LINE >> 20} MiB; shorten its fields"
@@ -102,18 +109,21 @@ def _add(sample: Sample, member: Member, suffix: str, suffixes: tuple[str, ...],
 
 def _recording(sample: Sample, name: str, local: BinaryIO | None) -> Iterator[Found | Reject]:
     place = f"{name}: {sample.key}"
-    for member, fault in sample.faults:
-        yield rejected(f"{name}: {member}", fault, sample.key)
+    for broken, fault in sample.faults:
+        yield rejected(f"{name}: {broken}", fault, sample.key)
     if not sample.audio:
         if not sample.faults:
-            yield rejected(place, "the sample has no audio; add a member such as .flac or .wav", sample.key)
+            lacks = "only an image or a video and no audio" if sample.media else "no audio"
+            yield rejected(place, f"the sample has {lacks}; add a member such as .flac or .wav", sample.key)
         return
-    first, *others = sample.audio
-    for other in others:
-        fault = f"the sample has audio in {posixpath.basename(first.name)} already; make it a sample of its own"
-        yield rejected(f"{name}: {other.name}", fault, sample.key)
-    if any(member.rpartition(".")[2] in NOTES for member, _ in sample.faults):
-        yield rejected(place, "a member that describes the audio is set aside; correct that one", sample.key)
+    kept: dict[str, Member] = {}  # the first of each kind
+    for kind, member in _kinds(sample):
+        first = kept.setdefault(kind, member)
+        if first is not member:
+            fault = f"the sample has {kind} in {posixpath.basename(first.name)} already; make it a sample of its own"
+            yield rejected(f"{name}: {member.name}", fault, sample.key)
+    if any(broken.rpartition(".")[2].lower() in (*NOTES, *SUFFIXES) for broken, _ in sample.faults):
+        yield rejected(place, "a member that belongs to the audio is set aside; correct that one", sample.key)
         return
     try:
         fields = _fields(sample.notes)
@@ -124,9 +134,9 @@ def _recording(sample: Sample, name: str, local: BinaryIO | None) -> Iterator[Fo
     except BadRow as error:
         yield rejected(place, str(error), sample.key)
         return
-    inside = f"bytes {first.offset} {first.size}"
-    digest = _digest(local, first) if local else ""
-    yield Found(name, noted, place, start=start, duration=duration, inside=inside, digest=digest)
+    media = tuple(FoundMedia(kind, name, *_spot(kept[kind], local)) for kind in KINDS if kind in kept)
+    inside, digest = _spot(kept["audio"], local)
+    yield Found(name, noted, place, start=start, duration=duration, inside=inside, digest=digest, media=media)
 
 
 def _fields(notes: dict[str, bytes]) -> dict[str, Any]:
@@ -150,6 +160,21 @@ def _fields(notes: dict[str, bytes]) -> dict[str, Any]:
             raise
         raise BadRow(f"its .json is not JSON ({str(error)[:80]}); correct it") from error
     return fields
+
+
+def _kinds(sample: Sample) -> Iterator[tuple[str, Member]]:
+    """What each member is: x.mp4 beside other audio is a video; its sound is the recording where there is no other."""
+    films = [member for member in sample.audio if _key(member.name)[1] in SUFFIXES]
+    sounds = [member for member in sample.audio if _key(member.name)[1] not in SUFFIXES]
+    if not sounds:
+        films, sounds = sounds, films
+    yield from (("audio", member) for member in sounds)
+    yield from ((SUFFIXES[_key(member.name)[1]], member) for member in (*films, *sample.media))
+
+
+def _spot(member: Member, file: BinaryIO | None) -> tuple[str, str]:
+    """Where a member lies, and its sha256 if the tar is local."""
+    return f"bytes {member.offset} {member.size}", _digest(file, member) if file else ""
 
 
 def _digest(file: BinaryIO, member: Member) -> str:

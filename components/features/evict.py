@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from components.schema import FeatureManifest, Strict
+from components.seal import read_sealed
 from infra import disk, stores
-from infra.storage import exists, is_local, join, local_path, read_json, remove_tree, write_json
+from infra.storage import exists, is_local, join, local_path, remove_tree, write_json
 
 MANIFEST = "manifest.json"
 MARK = "evicting.json"  # in a cache that is being removed
@@ -173,7 +174,7 @@ def _there(manifest: FeatureManifest, data: str, audio: Mapping[str, str]) -> bo
 def _manifest(url: str) -> FeatureManifest | None:
     """None if it cannot be read, too: then the cache counts as unfinished, as for the cache stage."""
     with suppress(FileNotFoundError, ValueError):
-        return FeatureManifest.model_validate(read_json(url))
+        return read_sealed(url, FeatureManifest)
     return None
 
 

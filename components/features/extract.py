@@ -20,19 +20,18 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from components.digest import digest_file
 from components.features.compact import Projection, pack
 from components.features.form import BF16, Form
 from components.features.key import device_of, numerics
 from components.features.overlap import Behind, ahead
-from components.features.parts import FeaturePart, FeatureRow, finished_part, part_url
+from components.features.parts import FeaturePart, FeatureRow, finished_part, write_part
 from components.features.reuse import remember, taken_over
 from components.features.units import assign
 from components.schema import ShardInfo
-from components.shards.reader import ShardReader
+from components.shards.reader import ShardReader, refuse_damaged
 from components.shards.tar import write_tar
 from infra.shard_cache import cached_copy
-from infra.storage import join, scratch, upload, write_bytes
+from infra.storage import join, scratch, upload
 from models.encoders.base import SAMPLE_RATE, AudioEncoder
 
 # The three below decide how floating point rounds: raise FEATURE_VERSION with a change.
@@ -194,13 +193,17 @@ def _extract(
         )
         spools = [stack.enter_context(open(folder / f"spool-{i}", "w+b")) for i in range(len(targets))]
         decoded = ahead(read, [[rows[i] for i in batch] for batch in batches], DECODERS.get(device, DECODERS["cuda"]))
-        with Behind() as behind, closing(decoded):
-            behind.put(partial(_refuse_damaged, tar, shard, audio_root))
-            for batch, waveforms in zip(batches, decoded, strict=True):
-                for target, spool, place in zip(targets, spools, places, strict=True):
-                    for part in _divided(target.encoder, batch, [len(waveform) for waveform in waveforms], budget):
-                        begun = start(target, waveforms[part])
-                        behind.put(partial(_spool, target, begun, spool, place, batch[part]))
+        try:
+            with Behind() as behind, closing(decoded):
+                behind.put(partial(refuse_damaged, tar, shard, audio_root))
+                for batch, waveforms in zip(batches, decoded, strict=True):
+                    for target, spool, place in zip(targets, spools, places, strict=True):
+                        for part in _divided(target.encoder, batch, [len(waveform) for waveform in waveforms], budget):
+                            begun = start(target, waveforms[part])
+                            behind.put(partial(_spool, target, begun, spool, place, batch[part]))
+        except ValueError:
+            refuse_damaged(tar, shard, audio_root)  # if that is the reason, it is the one to tell
+            raise
         return [_publish(shard, rows, *made, folder) for made in zip(targets, spools, places, strict=True)]
 
 
@@ -209,15 +212,6 @@ def _divided(encoder: AudioEncoder, batch: Sequence[int], samples: Sequence[int]
     step = max(1, int(SLACK * budget / encoder.seconds_of(samples[0])))
     for begin in range(0, len(batch), step):
         yield slice(begin, begin + step)
-
-
-def _refuse_damaged(tar: Path, shard: ShardInfo, audio_root: str) -> None:
-    """ValueError if a local copy of a shard has not the manifest's sha256."""
-    if digest_file(tar) != shard.sha256:
-        raise ValueError(
-            f"{join(audio_root, shard.name)} is damaged (its sha256 is not the manifest's): "
-            "delete it and run the ingest stage again"
-        )
 
 
 def _encoded(encoder: AudioEncoder, waveforms: list[Tensor]) -> list[Tensor]:
@@ -297,7 +291,7 @@ def _publish(
         rows=tuple(found),
     )
     upload(tar, join(target.root, shard.name))
-    write_bytes(part_url(target.root, shard.name), part.model_dump_json().encode())
+    write_part(target.root, part)
     if target.folder is not None:
         remember(target.folder, target.root, part)
     return part

@@ -6,8 +6,8 @@ float64 and are added in the order of the shards, however many workers there are
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import NamedTuple
 
 import torch
@@ -34,43 +34,47 @@ class Sums(NamedTuple):
     distance: float  # squared, of that frame
 
 
-Step = Callable[[list[str]], Sums]
-Over = Callable[[Step, Sequence[list[str]]], Iterable[Sums]]  # like map, and in that order; the pipeline's is on Ray
+Sweep = Callable[[Tensor], Iterable[Sums]]  # what each shard says about these centres, in the order of the shards
+Sweeper = Callable[[FeatureStore, list[list[str]]], AbstractContextManager[Sweep]]  # over the keys of each shard
 
 
-def fit_units_over(
+@contextmanager
+def in_turn(store: FeatureStore, pieces: list[list[str]]) -> Iterator[Sweep]:
+    """A sweep in this process, shard after shard; the pipeline's is on Ray."""
+    yield lambda centres: (shard_sums(store, centres, keys) for keys in pieces)
+
+
+def fit_units(
     store: FeatureStore,
     keys: Iterable[str],
     clusters: int,
     seed: int,
     root_url: str,
-    over: Over = map,
+    sweeper: Sweeper = in_turn,
     passes: int = 10,
     max_frames: int = 200_000,
     iterations: int = 25,
 ) -> tuple[str, str]:
-    """As `units.fit_units`, which gives the start on `max_frames`; then `passes` over all frames of the clips.
+    """Fit a codebook on cached features and publish it at `<root_url>/units/<digest>/` → its URL and digest.
 
-    `over` applies a step to the keys of each shard, where it likes, and yields in the order in which they were given.
-    Stops early when no mean moves. The digest names the passes, not the workers. ValueError without a pass, and as
-    `units.fit_units`.
+    `keys` are the clips of the train split (their order does not matter). It starts from `fit_codebook` on whole clips
+    with `max_frames`, drawn by `seed`; then come `passes` over all frames, fewer if no mean moves. The digest names the
+    inputs, not the workers, so it is known before the work: a codebook that is there is returned at once. ValueError
+    if `keys` is empty, a key is missing, or there are fewer frames than clusters.
     """
-    if passes < 1:
-        raise ValueError(f"passes={passes}: at least one, or fit on the sample alone by fit_units")
     names = sorted(set(keys))
 
     def fit() -> tuple[Tensor, int]:
         centres = fit_codebook(gather_frames(store, names, max_frames, seed), clusters, seed, iterations)
-        pieces = by_shard(store, names)
-        for _ in range(passes):
-            moved = moved_centres(centres, over(partial(shard_sums, store, centres), pieces))
-            if torch.equal(moved, centres):
-                break
-            centres = moved
+        with sweeper(store, by_shard(store, names)) as sweep:
+            for _ in range(passes):
+                moved = moved_centres(centres, sweep(centres))
+                if torch.equal(moved, centres):
+                    break
+                centres = moved
         return centres, sum(store.frames(name) for name in names)
 
-    inputs = unit_inputs(store, names, clusters, seed, iterations, max_frames)
-    return published_once(root_url, inputs | {"passes": passes}, fit)
+    return published_once(root_url, unit_inputs(store, names, clusters, seed, iterations, max_frames, passes), fit)
 
 
 def by_shard(store: FeatureStore, keys: Iterable[str]) -> list[list[str]]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Sequence
+from typing import Any, Literal
 
 from pydantic import Field
 
 from components.schema import ShardInfo, Strict
-from infra.storage import exists, join, read_json, size
+from components.seal import read_sealed, sealed
+from infra.storage import exists, join, size, write_bytes
 
 PARTS = "parts"  # folder of the records, beside the tars
 
@@ -32,6 +34,7 @@ class FeaturePart(Strict):
     frames: int
     numerics: dict[str, str]
     rows: tuple[FeatureRow, ...]
+    seal: str = ""  # see components/seal.py; empty while it is not a file
     reused: bool = Field(default=False, exclude=True)  # it was there already; never written
 
 
@@ -41,15 +44,38 @@ def finished_part(shard: ShardInfo, feature_root: str) -> FeaturePart | None:
     if not exists(record):
         return None
     try:
-        part = FeaturePart.model_validate(read_json(record))
-    except ValueError:  # damaged: the shard is made again, to the same bytes
+        part = read_sealed(record, FeaturePart)
+    except ValueError:  # damaged, or of another version of this code: the shard is made again, to the same bytes
         return None
     tar = join(feature_root, part.shard.name)
     if part.audio_sha256 != shard.sha256 or not exists(tar) or size(tar) != part.shard.bytes:
         return None
-    return part.model_copy(update={"reused": True})
+    return part.model_copy(update={"reused": True, "seal": ""})
+
+
+def write_part(feature_root: str, part: FeaturePart) -> None:
+    """Write the record of a shard that has its place, sealed."""
+    write_bytes(part_url(feature_root, part.shard.name), sealed(part))
 
 
 def part_url(feature_root: str, shard: str) -> str:
     """Where the record of `shard-000000.tar` lies."""
     return join(feature_root, PARTS, shard.removesuffix(".tar") + ".json")
+
+
+def check_parts(feature_root: str, key: dict[str, Any], parts: Sequence[FeaturePart]) -> None:
+    """ValueError if a part of a cache was not made as its key says, or two clips have one key."""
+    for part in parts:
+        if part.numerics != key["numerics"] or part.kind != key["kind"]:
+            raise ValueError(
+                f"{join(feature_root, part.shard.name)} was made with {part.kind} on {part.numerics}, the "
+                f"key says {key['kind']} on {key['numerics']}: {remedy(feature_root, part.shard.name)}"
+            )
+    keys = [row.key for part in parts for row in part.rows]
+    if len(set(keys)) != len(keys):
+        raise ValueError(f"keys are not unique in {feature_root}: ingest the audio again")
+
+
+def remedy(feature_root: str, shard: str) -> str:
+    """What to do about a damaged shard."""
+    return f"delete {join(feature_root, shard)} and run the cache stage again, only this shard is made anew"

@@ -20,6 +20,7 @@ from components.features.extract import BATCH_SECONDS, encode_clips, plan_batche
 from components.features.key import device_of, feature_key, fingerprint
 from components.features.overlap import ahead
 from components.features.projection import INPUTS, MANIFEST, TENSORS, ProjectionManifest
+from components.seal import sealed
 from components.shards.reader import ShardReader
 from infra.storage import exists, join, publish_bytes, read_bytes
 from models.encoders.base import AudioEncoder
@@ -75,7 +76,7 @@ def fit_projection(
     data = read_bytes(join(url, TENSORS))  # another fit, or one that was killed, may have published it before
     made = {"digest": name, "sha256": digest_bytes(data), "width": encoder.width, "frames": moments.frames}
     manifest = ProjectionManifest.model_validate(inputs | made | {"explained": explained})
-    publish_bytes(join(url, MANIFEST), manifest.model_dump_json(indent=2).encode())
+    publish_bytes(join(url, MANIFEST), sealed(manifest, indent=2))
     return url, name
 
 

@@ -9,7 +9,8 @@ from safetensors.torch import load
 from components.digest import digest, digest_bytes
 from components.features.compact import Projection
 from components.schema import SCHEMA_VERSION, Strict
-from infra.storage import exists, join, publish_bytes, read_bytes, read_json
+from components.seal import read_sealed
+from infra.storage import exists, join, publish_bytes, read_bytes
 
 TENSORS = "projection.safetensors"
 MANIFEST = "projection.json"
@@ -33,6 +34,7 @@ class ProjectionManifest(Strict):
     audio: str  # digest of the AudioManifest
     keys: str  # digest of the keys
     projection_version: int
+    seal: str = ""  # see components/seal.py
 
 
 def copy_projection(url: str, folder: str) -> None:
@@ -47,7 +49,7 @@ def load_projection(url: str) -> tuple[Projection, ProjectionManifest]:
     if not exists(join(url, MANIFEST)):
         raise ValueError(f"no finished principal components at {url}: run the cache stage again")
     try:
-        manifest = ProjectionManifest.model_validate(read_json(join(url, MANIFEST)))
+        manifest = read_sealed(join(url, MANIFEST), ProjectionManifest)
         data = read_bytes(join(url, TENSORS))
         if digest_bytes(data) != manifest.sha256:
             raise ValueError("its sha256 is not the manifest's")

@@ -10,9 +10,10 @@ import shutil
 from pathlib import Path
 
 from components.digest import digest_file
-from components.features.parts import FeaturePart, finished_part, part_url
+from components.features.parts import FeaturePart, finished_part, write_part
 from components.schema import ShardInfo, Strict
-from infra.storage import exists, join, local_copy, read_json, upload, write_bytes
+from components.seal import read_sealed, sealed
+from infra.storage import exists, join, local_copy, upload, write_bytes
 
 KNOWN = "known"
 
@@ -22,12 +23,13 @@ class Known(Strict):
 
     place: str  # <dataset>/<version>
     shard: str  # name
+    seal: str = ""  # see components/seal.py
 
 
 def remember(folder: str, feature_root: str, part: FeaturePart) -> None:
     """Note below the fingerprint's folder that the cache at `feature_root` has a shard; a lost note costs only time."""
     known = Known(place=feature_root.removeprefix(folder).strip("/"), shard=part.shard.name)
-    write_bytes(_note(folder, part.audio_sha256), known.model_dump_json().encode())
+    write_bytes(_note(folder, part.audio_sha256), sealed(known))
 
 
 def taken_over(folder: str, feature_root: str, shard: ShardInfo, scratch: Path) -> FeaturePart | None:
@@ -39,7 +41,7 @@ def taken_over(folder: str, feature_root: str, shard: ShardInfo, scratch: Path) 
     if not exists(url):
         return None
     try:
-        known = Known.model_validate(read_json(url))
+        known = read_sealed(url, Known)
         other = join(folder, known.place)
         part = finished_part(shard.model_copy(update={"name": known.shard}), other)
         if part is None:
@@ -52,7 +54,7 @@ def taken_over(folder: str, feature_root: str, shard: ShardInfo, scratch: Path) 
         return None
     upload(copy, join(feature_root, shard.name))
     part = part.model_copy(update={"shard": part.shard.model_copy(update={"name": shard.name})})
-    write_bytes(part_url(feature_root, shard.name), part.model_dump_json().encode())
+    write_part(feature_root, part)
     return part
 
 

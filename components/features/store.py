@@ -12,15 +12,17 @@ import numpy as np
 import pyarrow as pa
 from torch import Tensor
 
-from components.digest import digest
+from components.digest import digest, digest_bytes
 from components.features.compact import unpack
 from components.features.form import BF16, form_of
 from components.features.index import Place, Places, index_bytes, parse_index
 from components.features.key import fingerprint
 from components.features.mapped import Bytes, check_member, map_file, tensor_before, tensors_before
-from components.features.parts import FeaturePart, finished_part
+from components.features.parts import check_parts, finished_part, remedy
 from components.features.projection import copied_projection, copy_projection, load_projection
 from components.schema import AudioManifest, FeatureManifest
+from components.seal import read_sealed, sealed, unsealed
+from components.shards.tar import BLOCK, is_framed
 from infra.storage import (
     exists,
     is_local,
@@ -29,7 +31,6 @@ from infra.storage import (
     open_read,
     publish_bytes,
     read_bytes,
-    read_json,
     read_range,
     size,
     write_bytes,
@@ -64,12 +65,7 @@ class FeatureStore:
         if manifest is None:
             raise FileNotFoundError(f"no finished feature cache at {root_url}: run the cache stage, it resumes")
         self.manifest = manifest
-        self.places = read_places(root_url)
-        if content_digest(manifest, self.places) != manifest.digest:
-            raise ValueError(
-                f"{join(root_url, INDEX)} or its manifest is damaged, they do not belong together: "
-                f"{REMEDY.format(root=root_url)}"
-            )
+        self.places = read_places(root_url, manifest.index_sha256)
         self.form = form_of(manifest.key)
         self.projection = None
         if self.form.dims:
@@ -78,6 +74,7 @@ class FeatureStore:
         self.plain = self.form == BF16 or manifest.kind == "units"  # what is stored is what is given
         self.local = is_local(root_url)
         self.maps: dict[str, Bytes] = {}  # by name of the shard
+        self.bytes = {shard.name: shard.bytes for shard in manifest.shards}
         self.checked = bytearray(len(self.places))  # 1 for each clip that is known to be whole
 
     def __reduce__(self) -> tuple[type[FeatureStore], tuple[str]]:
@@ -120,7 +117,7 @@ class FeatureStore:
             self._check(key, place, member)
             return self._given(member, place.size, place)
         if not self.checked[row]:
-            self._check_mapped(key, place)
+            self._check_mapped(key, place, row)
             self.checked[row] = 1
         return self._given(self._map(place.shard), place.offset + place.size, place)
 
@@ -133,7 +130,7 @@ class FeatureStore:
         if damaged:
             raise ValueError(
                 f"{len(damaged)} of {len(shards)} shards in {self.root} are damaged or "
-                f"missing ({', '.join(damaged[:5])}): {_remedy(self.root, damaged[0])}"
+                f"missing ({', '.join(damaged[:5])}): {remedy(self.root, damaged[0])}"
             )
 
     def _row(self, key: str) -> int:
@@ -159,25 +156,30 @@ class FeatureStore:
         shard = self.maps.get(name)
         return self.maps.setdefault(name, map_file(local_path(join(self.root, name)))) if shard is None else shard
 
-    def _check_mapped(self, key: str, place: Place) -> None:
-        """`_check` of a clip in a local shard."""
+    def _check_mapped(self, key: str, place: Place, row: int) -> None:
+        """`_check` of a clip in a local shard, and of the tar around it, so that no bit of a shard stays unseen."""
         url, end = join(self.root, place.shard), place.offset + place.size
+        last = row + 1 == len(self) or self.places.codes[row + 1] != self.places.codes[row]
+        behind = self.bytes[place.shard] if last else end + -end % BLOCK
         try:
-            whole = size(url) >= end  # to touch a map behind the end of its file would kill the process
+            whole = size(url) >= behind  # to touch a map behind the end of its file would kill the process
         except FileNotFoundError as error:
             raise FileNotFoundError(f"{url} is missing: run the cache stage again, it makes only this shard") from error
-        self._check(key, place, self._map(place.shard)[place.offset : end] if whole else NOTHING)
+        shard = self._map(place.shard) if whole else NOTHING
+        self._check(key, place, shard[place.offset : end])
+        if not is_framed(shard, f"{key}.safetensors", place.offset, place.size, behind):
+            raise ValueError(f"the tar around clip {key!r} in {url} is damaged: {remedy(self.root, place.shard)}")
 
     def _check(self, key: str, place: Place, member: Bytes) -> None:
         """ValueError if the safetensors bytes of a clip are not those that were published, or not what they claim."""
         url = join(self.root, place.shard)
         if len(member) != place.size or zlib.crc32(member.data) != place.crc32:
-            raise ValueError(f"clip {key!r} in {url} is damaged: {_remedy(self.root, place.shard)}")
+            raise ValueError(f"clip {key!r} in {url} is damaged: {remedy(self.root, place.shard)}")
         try:
             check_member(member, self._shapes(place))
         except ValueError as error:
             raise ValueError(
-                f"clip {key!r} in {url} does not fit the index ({error}): {_remedy(self.root, place.shard)}"
+                f"clip {key!r} in {url} does not fit the index ({error}): {remedy(self.root, place.shard)}"
             ) from error
 
 
@@ -199,7 +201,7 @@ def publish_features(
             f"({', '.join(missing[:5])}): run the cache stage again, it resumes"
         )
     parts = [part for part in found if part is not None]
-    _check_parts(feature_root, key, parts)
+    check_parts(feature_root, key, parts)
     places = Places.of(
         (row.key, Place(part.shard.name, row.offset, row.size, row.frames, row.crc32))
         for part in parts
@@ -218,26 +220,30 @@ def publish_features(
         frames=sum(part.frames for part in parts),
         width=parts[0].width if parts else 0,
     )
-    manifest = manifest.model_copy(update={"digest": content_digest(manifest, places)})
+    index = index_bytes(places)
+    named = {"digest": content_digest(manifest, places), "index_sha256": digest_bytes(index)}
+    data = sealed(manifest.model_copy(update=named), indent=2)
+    manifest = unsealed(data, FeatureManifest, MANIFEST)
     before = published(feature_root)
     if before is not None and before.digest != manifest.digest:
         raise ValueError(f"{feature_root} was published from other shards: remove that folder and run the stage again")
     if projection_url is not None:
         copy_projection(projection_url, join(feature_root, PROJECTION))
-    write_bytes(join(feature_root, INDEX), index_bytes(places))  # also when it was lost after the manifest was written
-    publish_bytes(join(feature_root, MANIFEST), (manifest.model_dump_json(indent=2) + "\n").encode())
+    write_bytes(join(feature_root, INDEX), index)  # also when it was lost after the manifest was written
+    # Another release of pyarrow may write the same index in other bytes: then the manifest follows it.
+    (publish_bytes if before is None else write_bytes)(join(feature_root, MANIFEST), data)
     return manifest
 
 
 def published(feature_root: str) -> FeatureManifest | None:
-    """The manifest of a finished cache, or None; ValueError if it cannot be read."""
+    """The manifest of a finished cache, or None; ValueError if it is damaged or has no seal."""
     url = join(feature_root, MANIFEST)
     if not exists(url):
         return None
     try:
-        return FeatureManifest.model_validate(read_json(url))
+        return read_sealed(url, FeatureManifest)
     except ValueError as error:
-        raise ValueError(f"{url} cannot be read ({error}): {REMEDY.format(root=feature_root)}") from error
+        raise ValueError(f"{error}: {REMEDY.format(root=feature_root)}") from error
 
 
 def up_to_date(feature_root: str, audio: AudioManifest) -> FeatureManifest | None:
@@ -260,29 +266,21 @@ def up_to_date(feature_root: str, audio: AudioManifest) -> FeatureManifest | Non
 
 
 def content_digest(manifest: FeatureManifest, places: Places) -> str:
-    """Digest of a cache: all that its manifest says, the digest aside, and its index."""
-    return digest(manifest.model_dump(mode="json", exclude={"digest"}) | {"index": places.sha256()})
+    """Digest of a cache: all that its manifest says of it and what its index holds, in whichever bytes."""
+    said = manifest.model_dump(mode="json", exclude={"digest", "index_sha256", "seal"})
+    return digest(said | {"index": places.sha256()})
 
 
-def read_places(feature_root: str) -> Places:
-    """The index of a cache. ValueError if it cannot be read."""
+def read_places(feature_root: str, sha256: str) -> Places:
+    """The index of a cache. ValueError if it cannot be read, or its bytes have another sha256."""
     url = join(feature_root, INDEX)
     try:
-        return parse_index(read_bytes(url))
+        data = read_bytes(url)
+        if digest_bytes(data) != sha256:
+            raise ValueError("its sha256 is not the manifest's")
+        return parse_index(data)
     except (pa.ArrowException, OSError, ValueError, KeyError) as error:
         raise ValueError(f"{url} cannot be read ({error}): {REMEDY.format(root=feature_root)}") from error
-
-
-def _check_parts(feature_root: str, key: dict[str, Any], parts: list[FeaturePart]) -> None:
-    for part in parts:
-        if part.numerics != key["numerics"] or part.kind != key["kind"]:
-            raise ValueError(
-                f"{join(feature_root, part.shard.name)} was made with {part.kind} on {part.numerics}, the "
-                f"key says {key['kind']} on {key['numerics']}: {_remedy(feature_root, part.shard.name)}"
-            )
-    keys = [row.key for part in parts for row in part.rows]
-    if len(set(keys)) != len(keys):
-        raise ValueError(f"keys are not unique in {feature_root}: ingest the audio again")
 
 
 def _sha256(url: str) -> str:
@@ -294,7 +292,3 @@ def _sha256(url: str) -> str:
         while block := file.read(BUFFER):
             total.update(block)
     return total.hexdigest()
-
-
-def _remedy(feature_root: str, shard: str) -> str:
-    return f"delete {join(feature_root, shard)} and run the cache stage again, only this shard is made anew"

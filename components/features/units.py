@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -13,12 +13,22 @@ from torch import Tensor
 from components.digest import digest, digest_bytes
 from components.features.store import FeatureStore
 from components.schema import SCHEMA_VERSION, Strict
-from infra.storage import exists, join, publish_bytes, read_bytes, read_json
+from components.seal import read_sealed, sealed
+from infra.storage import exists, join, publish_bytes, read_bytes
 
-UNITS_VERSION = 1  # raise it when fit_codebook may give another codebook for the same input
+UNITS_VERSION = 2  # raise it when fit_codebook or lloyd.py may give another codebook for the same input
 CODEBOOK = "codebook.safetensors"
 MANIFEST = "manifest.json"
-INPUTS = ("features", "keys", "clusters", "seed", "iterations", "max_frames", "units_version")  # make the digest
+INPUTS = (
+    "features",
+    "keys",
+    "clusters",
+    "seed",
+    "iterations",
+    "max_frames",
+    "passes",
+    "units_version",
+)  # of the digest
 CHUNK = 16_384  # frames whose distances are held at once
 START_FRAMES_PER_CLUSTER = 16  # the k-means++ start looks at a sample of this size, Lloyd's steps at all frames
 
@@ -38,8 +48,9 @@ class CodebookManifest(Strict):
     max_frames: int
     features: str  # digest of the FeatureManifest
     keys: str  # digest of the keys
+    passes: int  # over all frames, by components/features/lloyd.py
     units_version: int
-    passes: int = 0  # over all frames, by components/features/lloyd.py; counts among the inputs unless it is 0
+    seal: str = ""  # see components/seal.py
 
 
 def fit_codebook(frames: Tensor, clusters: int, seed: int = 0, iterations: int = 25) -> Tensor:
@@ -78,36 +89,13 @@ def deduplicate(units: Tensor) -> tuple[Tensor, Tensor]:
     return values, lengths
 
 
-def fit_units(
-    store: FeatureStore,
-    keys: Iterable[str],
-    clusters: int,
-    seed: int,
-    root_url: str,
-    max_frames: int = 200_000,
-    iterations: int = 25,
-) -> tuple[str, str]:
-    """Fit a codebook on cached features and publish it at `<root_url>/units/<digest>/` → its URL and digest.
-
-    `keys` are the clips of the train split (their order does not matter). The digest names the inputs, so it is known
-    before the work: a codebook that is there is returned at once. ValueError if `keys` is empty or a key is missing.
-    """
-    names = sorted(set(keys))
-
-    def fit() -> tuple[Tensor, int]:
-        frames = gather_frames(store, names, max_frames, seed)
-        return fit_codebook(frames, clusters, seed, iterations), len(frames)
-
-    return published_once(root_url, unit_inputs(store, names, clusters, seed, iterations, max_frames), fit)
-
-
 def unit_inputs(
-    store: FeatureStore, names: list[str], clusters: int, seed: int, iterations: int, max_frames: int
+    store: FeatureStore, names: list[str], clusters: int, seed: int, iterations: int, max_frames: int, passes: int
 ) -> dict[str, Any]:
     """All that decides a codebook, of which its digest is made; `names` are sorted. ValueError if there are none."""
     if not names:
         raise ValueError(f"no clips to fit a codebook on: is there a train split in {store.root}?")
-    named = (store.manifest.digest, digest(names), clusters, seed, iterations, max_frames, UNITS_VERSION)
+    named = (store.manifest.digest, digest(names), clusters, seed, iterations, max_frames, passes, UNITS_VERSION)
     return dict(zip(INPUTS, named, strict=True))
 
 
@@ -123,7 +111,7 @@ def published_once(root_url: str, inputs: dict[str, Any], fit: Callable[[], tupl
     manifest = CodebookManifest.model_validate(
         inputs | {"digest": name, "sha256": digest_bytes(data), "width": made.shape[1], "frames": frames}
     )
-    publish_bytes(join(url, MANIFEST), manifest.model_dump_json(indent=2).encode())
+    publish_bytes(join(url, MANIFEST), sealed(manifest, indent=2))
     return url, name
 
 
@@ -145,12 +133,12 @@ def load_codebook(url: str) -> tuple[Tensor, CodebookManifest]:
     if not exists(join(url, MANIFEST)):
         raise ValueError(f"no finished codebook at {url}: fit it again")
     try:
-        manifest = CodebookManifest.model_validate(read_json(join(url, MANIFEST)))
+        manifest = read_sealed(join(url, MANIFEST), CodebookManifest)
         data = read_bytes(join(url, CODEBOOK))
         if digest_bytes(data) != manifest.sha256:
             raise ValueError("its sha256 is not the manifest's")
         codebook = load(data)["codebook"]
-        said = digest(manifest.model_dump(include={*INPUTS, *(["passes"] if manifest.passes else [])}))[:16]
+        said = digest(manifest.model_dump(include=set(INPUTS)))[:16]
         if said != manifest.digest or codebook.shape != (manifest.clusters, manifest.width):
             raise ValueError("its manifest is not the one it was published with")
     except (FileNotFoundError, ValueError) as error:

@@ -144,18 +144,18 @@ def _audio(url: str, place: tuple[str, ...]) -> Audio | Gap | None:
 
 
 def _cache(url: str, place: tuple[str, ...]) -> Cache | Gap | None:
-    record = read_part(join(url, MANIFEST), FeatureLink)
+    record = read_part(join(url, MANIFEST), FeatureLink, has_seal=True)
     if isinstance(record, Gap):
         return record
     return Cache(url, "/".join(place), record) if record or find(url) else None
 
 
 def _codebook(url: str, place: tuple[str, ...]) -> Codebook | Gap | None:
-    return read_part(join(url, MANIFEST), Codebook)
+    return read_part(join(url, MANIFEST), Codebook, has_seal=True)
 
 
 def _projection(url: str, place: tuple[str, ...]) -> Projection | Gap | None:
-    return read_part(join(url, "projection.json"), Projection)
+    return read_part(join(url, "projection.json"), Projection, has_seal=True)
 
 
 def _stage(url: str, place: tuple[str, ...]) -> Made | Gap | None:

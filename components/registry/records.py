@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from components.schema import AudioManifest, FeatureManifest
+from components.seal import read_sealed
 from infra.storage import read_json
 
 INPUTS = "inputs.json"  # of a stage or run: what it is made from
@@ -129,10 +130,10 @@ def inputs(
     return {"schema_version": 1} | record.model_dump(mode="json", exclude={"weights"})
 
 
-def read_part(url: str, kind: type[Said]) -> Said | Gap | None:
-    """The record at a URL; None if there is none, a gap if it cannot be read."""
+def read_part(url: str, kind: type[Said], has_seal: bool = False) -> Said | Gap | None:
+    """The record at a URL; None if there is none, a gap if it cannot be read, or lacks the seal that it should have."""
     try:
-        return kind.model_validate(read_json(url))
+        return read_sealed(url, kind) if has_seal else kind.model_validate(read_json(url))
     except (FileNotFoundError, NotADirectoryError):
         return None
     except ValueError as error:

@@ -67,6 +67,8 @@ def check(table: pa.Table, settings: Ingest) -> Checked:
 
 
 def _without(table: pa.Table, rows: Collection[int]) -> pa.Table:
+    if not rows:
+        return table
     keep = np.ones(table.num_rows, dtype=bool)
     keep[list(rows)] = False
     return table.filter(pa.array(keep))

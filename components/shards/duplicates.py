@@ -22,7 +22,7 @@ NEAR = 3  # hashes on both sides of a shared one that are compared before all ar
 NEAR_SHARE = 0.66  # of their bits: unrelated clips pass one time in a thousand
 LEAST_COVER = 0.5
 BLOCK = 1 << 20  # hashes or candidates worked on at a time
-PART = 1 << 23  # hashes sorted at a time: less than 1 GB, however many clips there are
+PART = 1 << 22  # hashes sorted at a time: less than 0.5 GB, however many clips there are
 
 
 class Group(NamedTuple):
@@ -94,8 +94,8 @@ def near_duplicates(table: Any, least_cover: float = LEAST_COVER) -> list[Pair]:
     prints = fingerprints(table)
     for group in exact_duplicates(table):
         prints.counts[list(group.rows[1:])] = 0
-    heard = np.add.reduceat(np.append(prints.hashes != 0, False), prints.starts, dtype=np.int64)
-    heard[prints.counts == 0] = 0  # reduceat gives a row without hashes its neighbour's first
+    silent = np.searchsorted(prints.starts, np.flatnonzero(prints.hashes == 0), side="right") - 1  # rows of zeros
+    heard = prints.counts - np.bincount(silent, minlength=len(prints.counts))
     prints.counts[heard < LEAST_OVERLAP] = 0
     links = _Links()
     found: list[tuple[int, int, float, float, float]] = []
@@ -198,7 +198,7 @@ def _packed_keys(prints: Fingerprints, expected: int, part: int, parts: int) -> 
     low = np.uint64((1 << width) - 1)
     extra = np.uint64((1 << max(0, expected.bit_length() - FEW_KEYS)) - 1)
     keep = np.minimum(PER_CLIP / np.maximum(prints.counts, 1), 1.0) * (prints.counts > 0)
-    limits = np.repeat((keep * 2**32).astype(np.int64), np.diff(prints.starts, append=len(hashes)))
+    limits = (keep * 2**32).astype(np.int64)
     packed = [np.zeros(0, np.uint64)]
     for start in range(0, len(hashes), BLOCK):
         block = hashes[start : start + BLOCK].astype(np.uint64)
@@ -207,7 +207,10 @@ def _packed_keys(prints: Fingerprints, expected: int, part: int, parts: int) -> 
         following[: len(after)] = after
         mixed = _mix(block | (following & extra) << np.uint64(32))
         order = (mixed >> np.uint64(32)).astype(np.int64)
-        chosen = (block != 0) & (order < limits[start : start + BLOCK]) & (order % parts == part)
+        first, last = np.searchsorted(prints.starts, (start, start + len(block) - 1), side="right") - 1
+        edges = np.append(prints.starts[first + 1 : last + 1], start + len(block))
+        here = np.repeat(limits[first : last + 1], np.diff(edges, prepend=start))
+        chosen = (block != 0) & (order < here) & (order % parts == part)
         at = np.flatnonzero(chosen)
         packed.append(mixed[at] & ~low | (at + start).astype(np.uint64))
     return np.concatenate(packed), width

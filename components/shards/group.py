@@ -17,6 +17,7 @@ KEY_LENGTH = 80  # letters; with the longest suffix (.safetensors) a member name
 PER_SHARD = 256  # recordings
 LEAST_CUT = 16  # recordings a shard below which groups are not cut by their ids
 CUTS = 4
+PIECE = re.compile(r"(.+)--\d{4,}")  # the key of a piece of a recording, see components/shards/samples.py
 
 
 class Keyed(NamedTuple):
@@ -45,7 +46,8 @@ def set_duplicates_aside(recordings: Sequence[Recording], data_url: str = "") ->
 def assign_keys(recordings: Sequence[Recording]) -> list[str]:
     """A key for each recording: its id in letters, digits, `_` and `-`, unique even where capitals do not count.
 
-    Ids that would share a key get the first 8 digits of their sha256 as well. ValueError if an id occurs twice.
+    Ids that would share a key get the first 8 digits of their sha256 as well, and so does `a--0001` beside `a`, which
+    may be cut into pieces of such keys. ValueError if an id occurs twice.
     """
     ids = [recording.annotation.id for recording in recordings]
     if len(set(ids)) != len(ids):
@@ -56,7 +58,8 @@ def assign_keys(recordings: Sequence[Recording]) -> list[str]:
     taken = {key for key, count in sharing.items() if count == 1}
     keys: list[str] = []
     for identity, key in zip(ids, plain, strict=True):
-        if sharing[key.lower()] > 1:
+        of_piece = PIECE.fullmatch(key.lower())
+        if sharing[key.lower()] > 1 or (of_piece and sharing[of_piece[1]]):
             key = _distinct(key, identity, taken)
             taken.add(key.lower())
         keys.append(key)

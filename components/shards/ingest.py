@@ -16,14 +16,15 @@ from typing import Any
 from components.audio.decode import BadAudio
 from components.audio.fingerprint import VERSION as FINGERPRINT_VERSION
 from components.audio.inside import read_inside
+from components.audio.media import BadMedia, check_media, check_size
 from components.digest import digest_bytes
-from components.schema import SAMPLE_RATE, SCHEMA_VERSION, Recording, Reject, ShardInfo, Strict
+from components.schema import SAMPLE_RATE, SCHEMA_VERSION, Media, Recording, Reject, ShardInfo, Strict
 from components.seal import sealed
 from components.shards.group import PER_SHARD, Keyed, original_name
-from components.shards.index import sample_row
+from components.shards.index import Beside, SampleRow, sample_row
 from components.shards.parts import INGEST_VERSION, Part, finished_part, group_digest, part_url, shard_name
 from components.shards.reuse import remember, taken_over
-from components.shards.samples import DEFAULTS, Aside, Sample, make_samples
+from components.shards.samples import DEFAULTS, Aside, MediaMember, Sample, make_samples
 from components.shards.settings import Ingest
 from components.shards.tar import write_tar
 from infra.storage import is_local, join, read_bytes, scratch, shown, size, upload, write_bytes
@@ -34,6 +35,9 @@ AHEAD = 4  # files that are read while one is decoded
 MISSING = "the file is missing; copy it there or remove its row"
 FORBIDDEN = "the store refuses to hand out the file; change its permissions"
 CHANGED = "the file changed after it was listed; run the ingest stage again"
+
+Files = tuple[tuple[Media, Future[bytes]], ...]
+Clips = Iterator[Sample | Aside]
 
 
 class GroupReport(Strict):
@@ -110,17 +114,19 @@ def _ingest(
     rejects: list[Reject] = []
 
     def members() -> Iterator[tuple[str, bytes]]:
-        for keyed, found in _read_ahead(group, refused):
+        for keyed, found, beside in _read_ahead(group, refused):
             if before is not None:
                 before(keyed.key)
             original = original_name(keyed.recording.url, data_url)
-            for item in _try_samples(keyed, found, original, settings):
+            for item in _try_samples(keyed, found, beside, original, settings):
                 if isinstance(item, Aside):
                     rejects.append(Reject(original=original, id=item.id, reason=item.reason, step=item.step))
                     continue
                 yield f"{item.clip.key}.{item.suffix}", item.audio
                 yield f"{item.clip.key}.json", item.record
-                made.append(item._replace(audio=b"", record=b""))
+                yield from ((f"{item.clip.key}.{one.suffix}", one.data) for one in item.media)
+                media = tuple(one._replace(data=b"") for one in item.media)
+                made.append(item._replace(audio=b"", record=b"", media=media))
 
     name = shard_name(group_index)
     with tempfile.TemporaryDirectory(dir=scratch(root_url), prefix=f"{name}.") as folder:
@@ -145,15 +151,12 @@ def _ingest(
         if clips
         else None
     )
-    places = zip(made, written.members[::2], written.members[1::2], strict=True)
+    places = iter(written.members)
     part = Part(
         inputs=inputs,
         shard=shard,
         rejects=tuple(rejects),
-        rows=tuple(
-            sample_row(sample.clip, name, audio, record, sample.source_digest, sample.fingerprint)
-            for sample, audio, record in places
-        ),
+        rows=tuple(_row(sample, name, places) for sample in made),
         sources=Counter(clip.source or "unknown" for clip in clips),
         licences=Counter(clip.licence or "unknown" for clip in clips),
     )
@@ -161,17 +164,31 @@ def _ingest(
     return part
 
 
-def _read_ahead(group: Sequence[Keyed], refused: Mapping[str, str]) -> Iterator[tuple[Keyed, Future[bytes]]]:
+def _row(sample: Sample, shard: str, places: Iterator[tuple[int, int]]) -> SampleRow:
+    """The row of a sample; `places` are (offset, size) of its members, and of those that follow."""
+    audio, record = next(places), next(places)
+    media: dict[str, Beside] = {}
+    for one in sample.media:
+        offset, length = next(places)
+        media[one.kind] = Beside(suffix=one.suffix, offset=offset, size=length, digest=one.digest)
+    return sample_row(sample.clip, shard, audio, record, sample.source_digest, sample.fingerprint, media)
+
+
+def _read_ahead(group: Sequence[Keyed], refused: Mapping[str, str]) -> Iterator[tuple[Keyed, Future[bytes], Files]]:
     """Each recording with its bytes, some files ahead; neighbours that lie in one file share one reading of it."""
     with ThreadPoolExecutor(AHEAD) as pool:
-        waiting: deque[tuple[Keyed, Future[bytes]]] = deque()
+        waiting: deque[tuple[Keyed, Future[bytes], Files]] = deque()
         last: tuple[Any, Future[bytes]] | None = None
+        beside: tuple[Any, Files] = ((), ())
         for keyed in group:
             refusal = refused.get(keyed.key)
+            media = () if refusal else keyed.recording.media
             file = (keyed.recording.url, keyed.recording.inside, keyed.recording.digest, refusal)
             if last is None or last[0] != file:
                 last = (file, pool.submit(_read, keyed.recording, refusal))
-            waiting.append((keyed, last[1]))
+            if beside[0] != media:
+                beside = (media, tuple((one, pool.submit(_read_media, one)) for one in media))
+            waiting.append((keyed, last[1], beside[1]))
             if len(waiting) > AHEAD:
                 yield waiting.popleft()
         yield from waiting
@@ -180,35 +197,67 @@ def _read_ahead(group: Sequence[Keyed], refused: Mapping[str, str]) -> Iterator[
 def _read(recording: Recording, refusal: str | None) -> bytes:
     if refusal:
         raise BadAudio(refusal)
-    if recording.inside is not None:
-        data = read_inside(recording.url, recording.inside)
-        if is_local(recording.url) and digest_bytes(data) != recording.digest:
-            raise BadAudio(CHANGED)
-    else:
-        if size(recording.url) > MAX_BYTES:
-            raise BadAudio(f"the file is larger than {MAX_BYTES >> 20} MiB; cut it into clips")
-        data = read_bytes(recording.url)
-        if is_local(recording.url) and digest_bytes(data) != recording.digest:
-            raise BadAudio(CHANGED)
+    if recording.inside is None and size(recording.url) > MAX_BYTES:
+        raise BadAudio(f"the file is larger than {MAX_BYTES >> 20} MiB; cut it into clips")
+    return _bytes_of(recording)
+
+
+def _read_media(one: Media) -> bytes:
+    check_size(one.kind, size(one.url) if one.inside is None else int(one.inside.split()[-1]))
+    return _bytes_of(one)
+
+
+def _bytes_of(place: Recording | Media) -> bytes:
+    data = read_bytes(place.url) if place.inside is None else read_inside(place.url, place.inside)
+    if is_local(place.url) and digest_bytes(data) != place.digest:
+        raise BadAudio(CHANGED)
     return data
 
 
-def _try_samples(keyed: Keyed, found: Future[bytes], original: str, settings: Ingest) -> Iterator[Sample | Aside]:
+def _got(file: Future[bytes], identity: str, url: str) -> bytes | Aside:
+    """What was read, or why it could not be; raises where the store itself cannot be reached."""
+    try:
+        return file.result()
+    except BadAudio as error:
+        return Aside(identity, "media" if isinstance(error, BadMedia) else "read", error.reason)
+    except FileNotFoundError:
+        return Aside(identity, "read", MISSING)
+    except OSError as error:
+        return Aside(identity, "read", _unreadable(url, error))
+
+
+def _member(one: Media, file: Future[bytes], identity: str) -> MediaMember | Aside:
+    """A picture or a video as it goes into the shard, or why its recording is set aside."""
+    data = _got(file, identity, one.url)
+    if isinstance(data, Aside):
+        return data
+    try:
+        return MediaMember(one.kind, check_media(one.kind, data), digest_bytes(data), data)
+    except BadMedia as error:
+        return Aside(identity, "media", error.reason)
+    except MemoryError:
+        raise
+    except Exception as error:  # noqa: BLE001 as below
+        reason = f"it cannot be read ({type(error).__name__}: {str(error)[:200]}); write it anew"
+        return Aside(identity, "media", reason)
+
+
+def _try_samples(keyed: Keyed, found: Future[bytes], beside: Files, original: str, settings: Ingest) -> Clips:
     """The samples of a recording, or why it is set aside."""
     identity = keyed.recording.annotation.id
+    data = _got(found, identity, keyed.recording.url)
+    if isinstance(data, Aside):
+        yield data
+        return
+    media: list[MediaMember] = []
+    for one, file in beside:
+        member = _member(one, file, identity)
+        if isinstance(member, Aside):
+            yield member._replace(reason=f"its {one.kind}: {member.reason}")
+            return
+        media.append(member)
     try:
-        data = found.result()
-    except BadAudio as error:
-        yield Aside(identity, "read", error.reason)
-        return
-    except FileNotFoundError:
-        yield Aside(identity, "read", MISSING)
-        return
-    except OSError as error:
-        yield Aside(identity, "read", _unreadable(keyed.recording.url, error))
-        return
-    try:
-        yield from list(make_samples(keyed, data, original, settings))
+        yield from list(make_samples(keyed, data, original, settings, tuple(media)))
     except BadAudio as error:
         yield Aside(identity, "decode", error.reason)
     except MemoryError:

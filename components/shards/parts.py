@@ -12,7 +12,7 @@ from components.seal import read_sealed
 from components.shards.group import Keyed, original_name
 from components.shards.index import SampleRow
 from components.shards.settings import Ingest
-from infra.storage import exists, join, size
+from infra.storage import has_size, join
 
 PARTS = "parts"  # folder of the records, beside the tars
 INGEST_VERSION = 2  # raise it when the same recording would give other bytes
@@ -61,17 +61,12 @@ def identity_of(recording: Recording, data_url: str) -> list[object]:
 
 def finished_part(root_url: str, group_index: int, inputs: str) -> Part | None:
     """The part of an earlier run if it was made from the same group and its tar is all there, else None."""
-    url = part_url(root_url, group_index)
-    if not exists(url):
-        return None
     try:
-        part = read_sealed(url, Part)
-    except ValueError:
-        return None  # damaged or of another version of this code: made anew
+        part = read_sealed(part_url(root_url, group_index), Part)
+    except (FileNotFoundError, ValueError):
+        return None  # not there, or damaged or of another version of this code: made anew
     if part.inputs != inputs:
         return None
-    if part.shard is not None:
-        tar = join(root_url, part.shard.name)
-        if not exists(tar) or size(tar) != part.shard.bytes:
-            return None
+    if part.shard is not None and not has_size(join(root_url, part.shard.name), part.shard.bytes):
+        return None
     return part

@@ -15,15 +15,16 @@ from components.schema import AudioManifest, Recording, Reject, ShardInfo
 from components.seal import sealed, unsealed
 from components.shards.checks import CHECKS, check
 from components.shards.group import PER_SHARD, Keyed
-from components.shards.index import INDEX, MANIFEST, REJECTS, SCHEMA, find_manifest, table_bytes, to_table
+from components.shards.index import INDEX, MANIFEST, REJECTS, SCHEMA, find_manifest, table_bytes
 from components.shards.ingest import ingest_config
 from components.shards.parts import Part, finished_part, group_digest, identity_of, shard_name
 from components.shards.samples import DEFAULTS
 from components.shards.settings import Ingest
-from infra.storage import exists, join, publish_bytes, shown, size, write_bytes
+from infra.storage import exists, has_size, join, publish_bytes, shown, write_bytes
 
 THREADS = 16  # parts that are asked for at once
 MAX_SOURCES = 100  # that a manifest lists
+NO_ROWS = SCHEMA.empty_table()
 
 
 class Collated(NamedTuple):
@@ -83,8 +84,9 @@ def publish(
             f"{len(missing)} of {len(groups)} shards of {root_url} are not there yet "
             f"({', '.join(missing[:5])}): run the ingest stage again, it resumes"
         )
-    whole = pa.concat_tables([SCHEMA.empty_table(), *(part.table for part in found)])
-    table, doubled, checks = check(whole, settings)
+    tables = [NO_ROWS, *(part.table for part in found)]
+    parts = found = [part._replace(table=NO_ROWS) for part in found]  # what is dropped need not stay in memory
+    table, doubled, checks = check(_together(tables), settings)
     aside = [*rejects, *(reject for part in found for reject in part.rejects), *doubled]
     config = ingest_config(per_shard, settings)
     index = table_bytes(table)
@@ -104,18 +106,22 @@ def publish(
     return unsealed(data, AudioManifest, MANIFEST)
 
 
+def _together(tables: list[pa.Table]) -> pa.Table:
+    """One table of all; the list is emptied, so that only the table holds the rows."""
+    whole = pa.concat_tables(tables)
+    tables.clear()
+    return whole
+
+
 def up_to_date(root_url: str) -> AudioManifest | None:
     """The manifest of a finished data set if every shard and the index are there with their sizes, else None."""
     manifest = find_manifest(root_url)
     if manifest is None or not all(exists(join(root_url, name)) for name in (INDEX, REJECTS)):
         return None
 
-    def whole(shard: ShardInfo) -> bool:
-        url = join(root_url, shard.name)
-        return exists(url) and size(url) == shard.bytes
-
     with ThreadPoolExecutor(THREADS) as pool:
-        return manifest if all(pool.map(whole, manifest.shards)) else None
+        whole = pool.map(lambda shard: has_size(join(root_url, shard.name), shard.bytes), manifest.shards)
+        return manifest if all(whole) else None
 
 
 def _collated(
@@ -124,10 +130,11 @@ def _collated(
     part: Part | None = finished_part(root_url, group_index, group_digest(group, data_url, settings))
     if part is None:
         return None
+    rows = [row.model_dump() for row in part.rows]
     return Collated(
         shard=part.shard,
-        table=to_table(part.rows),
-        rows=digest([row.model_dump() for row in part.rows]),
+        table=pa.Table.from_pylist(rows, schema=SCHEMA),
+        rows=digest(rows),
         rejects=part.rejects,
         sources=part.sources,
         licences=part.licences,

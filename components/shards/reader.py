@@ -13,11 +13,12 @@ from typing import Any, BinaryIO, cast
 import numpy as np
 import soundfile as sf
 
-from components.digest import digest_file
-from components.schema import SAMPLE_RATE, Clip, ShardInfo
+from components.digest import digest_bytes, digest_file
+from components.schema import SAMPLE_RATE, Clip, MediaKind, ShardInfo
 from components.shards.digests import checked
 from components.shards.index import find_manifest
-from infra.storage import is_local, join, local_path, open_read, read_range, remove_tree, shown
+from infra.shard_cache import distrust
+from infra.storage import is_local, join, local_path, open_read, read_range, shown
 
 BLOCK = 1 << 20  # bytes
 REMEDY = "delete it and run the ingest stage again, only this shard is made anew"
@@ -38,7 +39,7 @@ class ShardReader:
 
     def clip(self, row: Row) -> Clip:
         """The record of a clip. ValueError if the shard is damaged or belongs to another index."""
-        data = self._member(row, "json")
+        data = self._member(row, int(row["json_offset"]), int(row["json_size"]))
         try:
             clip = Clip.model_validate_json(data)
         except ValueError as error:
@@ -52,7 +53,7 @@ class ShardReader:
 
         ValueError if the shard is damaged or belongs to another index.
         """
-        data = self._member(row, "audio")
+        data = self._member(row, int(row["audio_offset"]), int(row["audio_size"]))
         try:
             with sf.SoundFile(io.BytesIO(data)) as file:
                 form = (file.samplerate, file.channels)
@@ -66,8 +67,20 @@ class ShardReader:
             raise self._damaged(row, "its audio is not what the index says")
         return whole.astype(np.float32) / np.float32(32768.0)
 
-    def _member(self, row: Row, kind: str) -> bytes:
-        offset, length = int(row[f"{kind}_offset"]), int(row[f"{kind}_size"])
+    def media(self, row: Row, kind: MediaKind) -> bytes:
+        """The picture or the video of a clip, byte for byte as it was ingested; `row[kind]["suffix"]` is its form.
+
+        LookupError if the clip has none (`row[kind]` is None), ValueError if the shard is damaged.
+        """
+        place = row.get(kind)
+        if place is None:
+            raise LookupError(f"clip {row['key']} has no {kind}")
+        data = self._member(row, place["offset"], place["size"])
+        if digest_bytes(data) != place["digest"]:
+            raise self._damaged(row, f"its {kind} is not what the index says")
+        return data
+
+    def _member(self, row: Row, offset: int, length: int) -> bytes:
         name = row["shard"]
         url = join(self.root, name)
         if name not in self.whole:
@@ -92,16 +105,15 @@ class ShardReader:
 def refuse_damaged(path: Path, shard: ShardInfo, root_url: str) -> None:
     """ValueError if the file at `path`, a shard or its copy in the shard cache, has not the manifest's sha256.
 
-    A damaged copy is removed, so that it is fetched again.
+    A damaged copy is not taken again.
     """
     if digest_file(path) == shard.sha256:
         return
     url = join(root_url, shard.name)
     if is_local(url):
         raise ValueError(f"{url} is damaged (its sha256 is not the manifest's): {REMEDY}")
-    copy = str(path.resolve())
-    remove_tree(copy)
-    raise ValueError(f"{copy} was no true copy of {shown(url)} and is removed: run the stage again, it is fetched anew")
+    distrust(path.resolve())
+    raise ValueError(f"{path.resolve()} is no true copy of {shown(url)}: run the stage again, it is fetched anew")
 
 
 def verify_shard(root_url: str, shard: ShardInfo) -> None:

@@ -13,7 +13,7 @@ from components.digest import digest_file
 from components.schema import Strict
 from components.seal import read_sealed, sealed
 from components.shards.parts import Part, finished_part, part_url, shard_name
-from infra.storage import exists, join, local_copy, scratch, upload, write_bytes
+from infra.storage import join, local_copy, scratch, upload, write_bytes
 
 KNOWN = "known"
 
@@ -35,12 +35,9 @@ def remember(root_url: str, group_index: int, part: Part) -> None:
 def taken_over(root_url: str, group_index: int, inputs: str) -> Part | None:
     """The part of a group that another version has, with its shard copied here; None if no version has it whole."""
     lake, version = _split(root_url)
-    url = _note(lake, inputs)
-    if not exists(url):
-        return None
     try:
-        known = read_sealed(url, Known)
-    except ValueError:
+        known = read_sealed(_note(lake, inputs), Known)
+    except (FileNotFoundError, ValueError):
         return None
     other = join(lake, known.version)
     part = finished_part(other, known.group, inputs) if known.version != version else None

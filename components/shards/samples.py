@@ -10,13 +10,23 @@ import numpy as np
 from components.audio.decode import BadAudio, decode
 from components.audio.encode import to_flac, to_int16
 from components.audio.headers import fits, flac_md5
-from components.schema import SAMPLE_RATE, Annotation, Clip
+from components.schema import SAMPLE_RATE, Annotation, Clip, MediaKind
 from components.shards.digests import of_bytes, of_md5, of_samples
 from components.shards.group import Keyed
 from components.shards.settings import Ingest
 from components.shards.texts import language_fault, normalise, ratio_fault
 
 DEFAULTS = Ingest()
+NO_VIDEO = "video left out: the clip is a part of its recording"
+
+
+class MediaMember(NamedTuple):
+    """A picture or a video that passed components/audio/media.py."""
+
+    kind: MediaKind
+    suffix: str
+    digest: str  # sha256
+    data: bytes
 
 
 class Sample(NamedTuple):
@@ -28,6 +38,7 @@ class Sample(NamedTuple):
     source_digest: str  # of the recording's file
     suffix: str = "flac"  # of the audio's member
     fingerprint: tuple[int, ...] | None = None
+    media: tuple[MediaMember, ...] = ()
 
 
 class Aside(NamedTuple):
@@ -45,25 +56,39 @@ class Piece(NamedTuple):
     start: float
 
 
-def make_samples(keyed: Keyed, data: bytes, original: str, settings: Ingest = DEFAULTS) -> Iterator[Sample | Aside]:
-    """Clips of the recording whose file is `data`; a file that fits already is kept byte for byte. Raises BadAudio."""
+def make_samples(
+    keyed: Keyed, data: bytes, original: str, settings: Ingest = DEFAULTS, media: tuple[MediaMember, ...] = ()
+) -> Iterator[Sample | Aside]:
+    """Clips of the recording whose file is `data`; a file that fits already is kept byte for byte. Raises BadAudio.
+
+    A picture goes with every clip. A video goes with a whole recording only: of a part it would show other times.
+    """
     recording = keyed.recording
+    pictures = tuple(one for one in media if one.kind == "image")
     whole = recording.start == 0.0 and recording.duration is None
     if settings.trust and whole:
         trusted = _by_header(keyed, data, original, settings)
         if trusted is not None:
-            yield trusted
+            yield _with(trusted, media)
             return
     samples, marks = decode(data, original, settings.channels, recording.start, recording.duration)
     pieces = _pieces(samples, recording.annotation, settings)
+    if pieces is None and whole:
+        yield _with(_kept_or_aside(keyed, data, original, settings, samples, marks), media)
+        return
+    marks = marks if pictures == media else (*marks, NO_VIDEO)
     if pieces is None:
-        yield _kept_or_aside(keyed, data if whole else b"", original, settings, samples, marks)
+        yield _with(_kept_or_aside(keyed, b"", original, settings, samples, marks), pictures)
         return
     if not pieces:
         yield Aside(recording.annotation.id, "speech", "no speech was found in it; take it out or use cut=pauses")
     for number, piece in enumerate(pieces, 1):
-        part = _named(keyed, number, piece, len(pieces))
-        yield _kept_or_aside(part, b"", original, settings, piece.samples, marks, recording.start + piece.start)
+        part, start = _named(keyed, number, piece, len(pieces)), recording.start + piece.start
+        yield _with(_kept_or_aside(part, b"", original, settings, piece.samples, marks, start), pictures)
+
+
+def _with(item: Sample | Aside, media: tuple[MediaMember, ...]) -> Sample | Aside:
+    return item._replace(media=media) if isinstance(item, Sample) and media else item
 
 
 def _pieces(samples: np.ndarray, noted: Annotation, settings: Ingest) -> list[Piece] | None:

@@ -1,4 +1,4 @@
-"""Cache actors: all missing features of one audio shard, decoded once."""
+"""Cache actors: all missing features of one audio shard, decoded once; or what one feature shard says to k-means."""
 
 from __future__ import annotations
 
@@ -6,11 +6,14 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from components.features.extract import Target, extract_all
 from components.features.form import Form
 from components.features.key import refuse_other_numerics
+from components.features.lloyd import Sums, shard_sums
 from components.features.projection import load_projection
+from components.features.store import FeatureStore
 from components.features.units import load_codebook
 from components.schema import ShardInfo
 from components.shards.index import read_rows
@@ -38,7 +41,7 @@ def extractor(
     projections = {role: load_projection(url)[0] for role, url in (projection_urls or {}).items()}
     targets = [
         Target(
-            encoder=build_encoder(specs[role]),
+            encoder=build_encoder(specs[role]).to(_device(keys[role])),
             root=root,
             codebook=codebook,
             form=Form.parse((forms or {}).get(role, "bf16")),
@@ -55,3 +58,16 @@ def extractor(
         return extract_all(shard, list(rows.where("shard", shard.name)), audio_root, targets)
 
     return work
+
+
+def _device(key: dict[str, Any]) -> torch.device:
+    """Where the caches' key says that the encoder computes, as far as this machine can."""
+    asked = torch.device(key["numerics"]["device"])
+    return asked if asked.type != "cuda" or torch.cuda.is_available() else torch.device("cpu")
+
+
+def summer(root: str) -> Callable[[list[str], Tensor], Sums]:
+    """Work of a k-means actor: sums over the clips of one feature shard about the centres of a pass."""
+    torch.set_num_threads(1)  # one process a core, and the same bits in each
+    store = FeatureStore(root)
+    return lambda keys, centres: shard_sums(store, centres, keys)

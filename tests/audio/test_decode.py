@@ -127,7 +127,7 @@ REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
     "flac stub": (lambda: b"fLaC\0\0\0", "FLAC header is damaged"),
     "flac that promises double": (lambda: flac_declaring(32_000), "breaks off after 1.00 s of 2.00 s"),
     "flac that promises 49 days": (lambda: flac_declaring((1 << 36) - 1), "71583 minutes are too many"),
-    "cut wav": (lambda: written(voice())[:20_000], "12,044 bytes of what the WAV header declares are missing"),
+    "cut wav": (lambda: written(voice())[:20_000], "12,044 bytes of what the header declares are missing"),
     "wav of 0 channels": (lambda: wav_with(22, "<H", 0), "declares 0 channels"),
     "wav of 0 Hz": (lambda: wav_with(24, "<I", 0), "a sample rate of 0 Hz"),
     "wav of 1 Hz": (lambda: wav_with(24, "<I", 1), "outside 4000 to 384000 Hz"),

@@ -4,6 +4,10 @@ The same files, two worker processes each, the same target (16 kHz FLAC in tars;
 sides take turns in fresh processes; each reports the seconds of its own work, without imports and without looking for
 the files. Ours also checks and digests every clip, and leaves an index, a manifest and sha256 of each shard.
 
+With `--flow` only the stage is measured, on Opus files of about a minute of work under so many names: `earloom ingest`
+as a person calls it, from the shell's prompt to the next, with Prefect's server, Ray and the data set's page, against
+the same kernels in two bare processes.
+
 lhotse is not a dependency: `pip install --target FOLDER --no-deps lhotse intervaltree cytoolz lilcom sortedcontainers
 toolz tabulate audioread`, and name the folder with --lhotse. NeMo's script needs the whole toolkit and is not run.
 """
@@ -39,6 +43,7 @@ from tests.benchmarks.measuring import Comparison, interleaved, machine, middle,
 
 DATA = Path(__file__).parents[3] / "shared" / "data" / "librispeech_speakers"
 PER_SHARD = 250
+MINUTE = 60  # seconds of work for the whole stage
 FORMS = {"flac": (16_000, "FLAC", None), "wav": (44_100, "WAV", None), "mp3": (44_100, "MP3", None)}
 FORMS["opus"] = (48_000, "OGG", "OPUS")
 
@@ -114,9 +119,21 @@ def lhotse(folder: Path, out: Path, jobs: int, form: str) -> float:
     return time.perf_counter() - began
 
 
+def flow(folder: Path, out: Path, jobs: int) -> float:
+    words = ["ingest", "--arch", "funasr_llm", "--data", str(folder), "--lake", str(out), "preset=tiny"]
+    began = time.perf_counter()
+    subprocess.run(
+        [sys.executable, "-m", "pipelines.cli", *words, f"cpus={jobs}", f"per_shard={PER_SHARD}"],
+        check=True,
+        capture_output=True,
+    )
+    return time.perf_counter() - began
+
+
 SIDES: dict[str, Callable[[Path, Path, int], float]] = {
     "ours": partial(ours, settings=Ingest()),
     "ours-trust": partial(ours, settings=Ingest(trust=True)),
+    "flow": flow,
     "lhotse-flac": partial(lhotse, form="flac"),
     "lhotse-original": partial(lhotse, form="original"),
 }
@@ -147,6 +164,7 @@ def main() -> int:
     parser.add_argument("--lhotse", default="", help="folder that lhotse was installed to")
     parser.add_argument("--clips", type=int, default=1500, help="of 16 kHz FLAC; a tenth of them in other formats")
     parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--flow", action="store_true", help="the whole stage against its kernels, nothing else")
     parser.add_argument("--side", nargs=4, metavar=("NAME", "FROM", "TO", "JOBS"), help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.side:
@@ -156,9 +174,22 @@ def main() -> int:
     memory = Path("/dev/shm") if Path("/dev/shm").is_dir() else None
     place = Path(tempfile.mkdtemp(dir=memory, prefix="ingest-speed."))
     try:
-        return measure(place, given)
+        return measure_flow(place, given.rounds) if given.flow else measure(place, given)
     finally:
         shutil.rmtree(place)
+
+
+def measure_flow(place: Path, rounds: int) -> int:
+    folder, names = place / "opus", 150
+    seconds = corpus(folder, "opus", names)
+    with tempfile.TemporaryDirectory(dir=place) as out:
+        copies = max(1, round(MINUTE / ours(folder, Path(out), 2, Ingest())))
+    for file in sorted(folder.iterdir()):
+        for number in range(1, copies):
+            os.link(file, folder / f"{file.stem}-{number}.opus")
+    print(f"{machine()}; {names} Opus files under {copies} names each, {seconds * copies / 3600:.1f} hours", flush=True)
+    tax = compare("stage", folder, seconds * copies, "ours", "flow", rounds, "")
+    return int(verdict("stage against its kernels", tax.ratio, 0.9, tax.drift) > 0)
 
 
 def measure(place: Path, given: argparse.Namespace) -> int:

@@ -37,6 +37,7 @@ from components.datacard.plots import histogram_chart, in_words
 from components.digest import digest_bytes
 from components.schema import AudioManifest, Clip, Reject, ShardInfo
 from components.seal import sealed
+from components.shards.checks import Report
 from components.shards.digests import of_samples
 from components.shards.index import INDEX, MANIFEST, REJECTS, SCHEMA, sample_row, table_bytes, to_table
 from components.shards.tar import write_tar
@@ -188,11 +189,12 @@ def test_checks_are_shown_where_they_were_made(tmp_path: Path) -> None:
     make(lake, count=2, seconds=0.1)
     leak = {"kind": "speaker", "splits": ["train", "test"], "count": 1234, "examples": [EVIL, ["a", "b"]]}
     checks = {"duplicates": {"exact": 7, "near": 0, "examples": [["c0", "c1"]]}, "leaks": [leak]}
-    storage.write_json(storage.join(lake, "checks.json"), checks)
+    storage.write_bytes(storage.join(lake, "checks.json"), sealed(Report.model_validate(checks)))
     words = parse(card(lake))[1]
     assert "exact 7 near 0 c0 = c1" in words
     assert f"speaker {EVIL} a = b train and test 1,234" in words
-    storage.write_json(storage.join(lake, "checks.json"), {"duplicates": {"exact": 0}, "leaks": []})
+    none = Report(duplicates={"exact": 0}, leaks=[])
+    storage.write_bytes(storage.join(lake, "checks.json"), sealed(none))
     assert "Nothing of one split was found in another." in parse(card(lake))[1]
 
 

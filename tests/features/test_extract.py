@@ -100,7 +100,7 @@ def test_a_finished_part_is_reused_until_its_audio_or_tar_changes(tmp_path: Path
     assert tar_digest(root) != before
 
 
-@pytest.mark.parametrize("point", ["start", "write_tar", "upload", "write_bytes"])
+@pytest.mark.parametrize("point", ["start", "write_tar", "upload", "write_part"])
 def test_a_kill_at_any_point_and_a_second_run_give_the_same_bytes(
     point: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -29,7 +29,7 @@ extract.extract_shard(audio.shards[0], index, sys.argv[1] + "/audio", SmallEncod
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("point", ["write_tar", "write_bytes"])
+@pytest.mark.parametrize("point", ["write_tar", "write_part"])
 def test_a_killed_process_leaves_nothing_that_is_read(point: str, tmp_path: Path) -> None:
     environment = os.environ | {"PYTHONPATH": f"{ROOT}:{Path(__file__).parent}"}
     child = subprocess.run([sys.executable, "-c", CHILD, str(tmp_path), point], env=environment, cwd=ROOT, check=False)

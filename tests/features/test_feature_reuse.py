@@ -14,8 +14,10 @@ from components.digest import digest_file
 from components.features.extract import Target, extract_all
 from components.features.key import feature_key
 from components.features.parts import FeaturePart
+from components.features.reuse import Known
 from components.features.store import FeatureStore, publish_features
 from components.schema import AudioManifest
+from components.seal import sealed
 from infra.storage import join
 
 Version = tuple[AudioManifest, list[dict[str, Any]], str]
@@ -69,7 +71,7 @@ def test_a_shard_under_another_number_keeps_its_bytes(tmp_path: Path) -> None:
     assert digest_file(tmp_path / "features/abc/noise/2/shard-000007.tar") == made[1].shard.sha256
 
 
-@pytest.mark.parametrize("harm", ["note", "place", "record", "tar", "bit", "gone"])
+@pytest.mark.parametrize("harm", ["note", "place", "unsealed", "record", "tar", "bit", "gone"])
 def test_what_is_damaged_there_is_made_anew_here(tmp_path: Path, harm: str) -> None:
     folder, encoder = tmp_path / "features/abc", SmallEncoder()
     given = version(tmp_path / "one", [0])
@@ -79,7 +81,9 @@ def test_what_is_damaged_there_is_made_anew_here(tmp_path: Path, harm: str) -> N
     if harm == "note":
         note.write_text('{"place": 3')
     elif harm == "place":
-        note.write_text('{"place": "../../elsewhere", "shard": "shard-000000.tar"}')
+        note.write_bytes(sealed(Known(place="../../elsewhere", shard="shard-000000.tar")))
+    elif harm == "unsealed":  # as it was before records had seals
+        note.write_text('{"place": "noise/1", "shard": "shard-000000.tar"}')
     elif harm == "record":
         (there / "parts/shard-000000.json").write_text("{}")
     elif harm == "tar":

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import multiprocessing
 import random
 from concurrent.futures import ProcessPoolExecutor
@@ -22,14 +23,6 @@ LENGTHS = [[0.3, 2.0, 0.05, 1.1], [1.0, 0.2, 2.4]]
 def store(tmp_path: Path) -> FeatureStore:
     audio, index = make_audio(tmp_path / "audio", LENGTHS)
     return make_cache(tmp_path / "lake", SmallEncoder(), audio, index, tmp_path / "audio")
-
-
-def opened(root: str) -> FeatureStore | str:
-    """The store, or why it cannot be opened."""
-    try:
-        return FeatureStore(root)
-    except ValueError as error:
-        return str(error)
 
 
 def test_index_and_manifest_add_up(store: FeatureStore) -> None:
@@ -83,32 +76,26 @@ def test_load_refuses_a_flipped_bit_of_its_clip_and_only_of_its_clip(store: Feat
 
 def test_a_flipped_bit_in_the_index_is_refused(store: FeatureStore) -> None:
     index = Path(store.root) / INDEX
-    whole, draw, refused = index.read_bytes(), random.Random(2), 0
+    whole, draw = index.read_bytes(), random.Random(2)
     for _ in range(40):
         data = bytearray(whole)
         data[draw.randrange(len(data))] ^= 1 << draw.randrange(8)
         index.write_bytes(data)
-        found = opened(store.root)
-        if isinstance(found, str):
-            assert "run the cache stage again" in found
-            refused += 1
-        else:  # a bit that carries nothing, such as a statistic
-            assert found.places == store.places
-    assert refused > 20
+        with pytest.raises(ValueError, match=r"features\.parquet .*run the cache stage again"):
+            FeatureStore(store.root)
+    index.unlink()
+    with pytest.raises(ValueError, match=r"features\.parquet .*run the cache stage again"):
+        FeatureStore(store.root)
 
 
-def test_every_flipped_bit_in_the_manifest_is_refused(store: FeatureStore) -> None:
+def test_a_manifest_that_is_missing_or_has_no_seal_is_refused(store: FeatureStore) -> None:
     path = Path(store.root) / MANIFEST
-    whole, draw = path.read_bytes(), random.Random(3)
-    for _ in range(60):
-        data = bytearray(whole)
-        data[draw.randrange(len(data) - 1)] ^= 1 << draw.randrange(8)
-        path.write_bytes(data)
-        found = opened(store.root)
-        if isinstance(found, str):
-            assert "run the cache stage again" in found
-        else:  # white space
-            assert found.manifest == store.manifest
+    old = store.manifest.model_dump(mode="json", exclude={"seal", "index_sha256"})
+    path.write_text(json.dumps(old))
+    with pytest.raises(
+        ValueError, match=r"manifest\.json has no seal: .* another version of this code: remove .*again"
+    ):
+        FeatureStore(store.root)
     path.unlink()
     with pytest.raises(FileNotFoundError, match="run the cache stage"):
         FeatureStore(store.root)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import components.features.units as units_module
-from components.features.units import assign, deduplicate, fit_codebook, fit_units, gather_frames, load_codebook
+from components.features.units import assign, deduplicate, fit_codebook, gather_frames
 
 
 def planted(clusters: int = 12, width: int = 16, each: int = 100, far: float = 0.0) -> tuple[Tensor, Tensor]:
@@ -83,48 +83,6 @@ def test_runs_expand_to_what_they_were(values: list[int]) -> None:
     assert torch.equal(kept.repeat_interleave(lengths), units)
     assert bool((kept[1:] != kept[:-1]).all())
     assert bool((lengths > 0).all())
-
-
-def test_codebook_is_published_once_and_read_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    audio, index = make_audio(tmp_path / "audio", [[1.0, 2.0, 0.5], [1.5, 0.7]])
-    store = make_cache(tmp_path / "lake", SmallEncoder(), audio, index, tmp_path / "audio")
-    keys = store.keys()[:4]
-    url, name = fit_units(store, keys, clusters=6, seed=0, root_url=str(tmp_path / "lake"))
-    assert url.endswith(f"/lake/units/{name}")
-    codebook, manifest = load_codebook(url)
-    assert codebook.shape == (6, 8) and (manifest.frames, manifest.digest) == (250, name)
-    assert torch.equal(codebook, fit_codebook(gather_frames(store, keys, 200_000, 0), 6, seed=0))
-
-    with monkeypatch.context() as patch:
-        patch.setattr(units_module, "fit_codebook", None)  # nothing is computed the second time
-        assert fit_units(store, reversed(keys), clusters=6, seed=0, root_url=str(tmp_path / "lake")) == (url, name)
-    others = {
-        fit_units(store, *arguments, root_url=str(tmp_path / "lake"))[1]
-        for arguments in [(keys, 5, 0), (keys, 6, 1), (keys[:3], 6, 0)]
-    }
-    assert len(others | {name}) == 4
-    with pytest.raises(ValueError, match="train split"):
-        fit_units(store, [], clusters=6, seed=0, root_url=str(tmp_path / "lake"))
-
-
-def test_a_killed_fit_and_a_damaged_codebook(tmp_path: Path) -> None:
-    audio, index = make_audio(tmp_path / "audio", [[1.0, 2.0]])
-    store = make_cache(tmp_path / "lake", SmallEncoder(), audio, index, tmp_path / "audio")
-
-    def fit() -> str:
-        return fit_units(store, store.keys(), clusters=3, seed=0, root_url=str(tmp_path / "lake"))[0]
-
-    folder = Path(fit())
-    manifest = (folder / "manifest.json").read_bytes()
-    (folder / "manifest.json").unlink()
-    with pytest.raises(ValueError, match="no finished codebook"):
-        load_codebook(str(folder))
-    assert fit() == str(folder) and (folder / "manifest.json").read_bytes() == manifest
-    data = bytearray((folder / "codebook.safetensors").read_bytes())
-    data[-1] ^= 1
-    (folder / "codebook.safetensors").write_bytes(data)
-    with pytest.raises(ValueError, match=r"codebook.safetensors is damaged.*fit it again"):
-        load_codebook(str(folder))
 
 
 def test_gathered_frames_are_capped_and_reproducible(tmp_path: Path) -> None:

@@ -43,6 +43,7 @@ def test_chain_ends_registered_reloads_and_answers(arch: str, corpus: Path, lake
     from pipelines.chain import chain
     from pipelines.listening import listen
     from pipelines.locate import Workspace
+    from pipelines.tracing import trace
 
     settings = config(arch, corpus, lake, workers=2 if arch in TWO_WORKERS else 1, cpus=2)
     result = chain(settings)
@@ -81,6 +82,10 @@ def test_chain_ends_registered_reloads_and_answers(arch: str, corpus: Path, lake
             "digest"
         ]
     )
+
+    origin = trace(str(lake), "model", f"{arch}-{corpus.name}@candidate")
+    assert origin.gaps == ()
+    assert sum(part.clips for part in origin.audio) == 40
 
     clip = next((corpus / "audio").iterdir())
     assert isinstance(listen(f"{arch}-{corpus.name}", str(clip), None, Workspace(settings).tracking_uri), str)

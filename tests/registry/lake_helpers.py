@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pyarrow as pa
+from pydantic import BaseModel
 
 from components.digest import digest, digest_bytes
 from components.registry.records import INPUTS, LINEAGE, REGISTERED, inputs
@@ -14,6 +15,15 @@ from components.shards.index import INDEX, MANIFEST, REJECTS, SCHEMA, table_byte
 from infra import storage
 
 SOURCE = "/data/talk"
+
+
+class Said(BaseModel):
+    """What is read of the records of codebooks and principal components."""
+
+    digest: str
+    features: str
+    audio: str = ""
+    seal: str = ""
 
 
 def index_table(rows: int, per_shard: int = 4, speakers: int = 3) -> pa.Table:
@@ -86,17 +96,19 @@ def add_cache(lake: str, audio: AudioManifest, name: str, codebook: str | None =
     storage.write_bytes(storage.join(url, "shard-000000.tar"), b"x" * 1000)
     storage.write_bytes(storage.join(url, "parts/shard-000000.json"), b"{}")
     storage.write_bytes(storage.join(url, "features.parquet"), b"index")
-    storage.write_bytes(storage.join(url, MANIFEST), manifest.model_dump_json().encode())
+    storage.write_bytes(storage.join(url, MANIFEST), sealed(manifest))
     return manifest
 
 
 def add_codebook(lake: str, name: str, features: FeatureManifest) -> None:
-    storage.write_json(storage.join(lake, "units", name, MANIFEST), {"digest": name, "features": features.digest})
+    storage.write_bytes(
+        storage.join(lake, "units", name, MANIFEST), sealed(Said(digest=name, features=features.digest))
+    )
 
 
 def add_projection(lake: str, name: str, audio: AudioManifest) -> None:
     url = storage.join(lake, "projections", name, "projection.json")
-    storage.write_json(url, {"digest": name, "audio": audio.digest, "features": "f" * 16})
+    storage.write_bytes(url, sealed(Said(digest=name, audio=audio.digest, features="f" * 16)))
 
 
 def add_stages(lake: str, names: list[str], audio: AudioManifest, features: list[FeatureManifest]) -> list[str]:
