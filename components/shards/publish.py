@@ -20,9 +20,10 @@ from components.shards.ingest import ingest_config
 from components.shards.parts import Part, finished_part, group_digest, identity_of, shard_name
 from components.shards.samples import DEFAULTS
 from components.shards.settings import Ingest
-from infra.storage import exists, has_size, join, publish_bytes, shown, write_bytes
+from infra.storage import exists, has_size, join, publish_bytes, read_bytes, shown, write_bytes
 
-THREADS = 16  # parts that are asked for at once
+THREADS = 16  # shards that are asked for at once
+READ = 4  # records of parts that are read at once: each takes some 5 MB while it is
 MAX_SOURCES = 100  # that a manifest lists
 NO_ROWS = SCHEMA.empty_table()
 
@@ -75,7 +76,7 @@ def publish(
     called again: the manifest that is there is returned. ValueError if parts are missing, nothing could be used,
     leaks are refused and there are some, or the data set was published from other shards.
     """
-    with ThreadPoolExecutor(THREADS) as pool:
+    with ThreadPoolExecutor(READ) as pool:
         parts = list(pool.map(lambda i: _collated(root_url, i, groups[i], data_url, settings), range(len(groups))))
     found = [part for part in parts if part is not None]
     if len(found) < len(groups):
@@ -85,7 +86,8 @@ def publish(
             f"({', '.join(missing[:5])}): run the ingest stage again, it resumes"
         )
     tables = [NO_ROWS, *(part.table for part in found)]
-    parts = found = [part._replace(table=NO_ROWS) for part in found]  # what is dropped need not stay in memory
+    found = [part._replace(table=NO_ROWS) for part in found]
+    parts.clear()  # what is dropped need not stay in memory
     table, doubled, checks = check(_together(tables), settings)
     aside = [*rejects, *(reject for part in found for reject in part.rejects), *doubled]
     config = ingest_config(per_shard, settings)
@@ -102,7 +104,10 @@ def publish(
     write_bytes(join(root_url, CHECKS), sealed(checks, indent=2))
     data = sealed(manifest, indent=2)
     if not publish_bytes(join(root_url, MANIFEST), data):
-        return _same(root_url, manifest) or manifest
+        before = _same(root_url, manifest)
+        if before is not None and before.index_sha256 == manifest.index_sha256:
+            return before
+        write_bytes(join(root_url, MANIFEST), data)  # a lost index, made again by another pyarrow: other bytes
     return unsealed(data, AudioManifest, MANIFEST)
 
 
@@ -114,9 +119,11 @@ def _together(tables: list[pa.Table]) -> pa.Table:
 
 
 def up_to_date(root_url: str) -> AudioManifest | None:
-    """The manifest of a finished data set if every shard and the index are there with their sizes, else None."""
+    """The manifest of a finished data set if its index is whole and every shard there with its size, else None."""
     manifest = find_manifest(root_url)
     if manifest is None or not all(exists(join(root_url, name)) for name in (INDEX, REJECTS)):
+        return None
+    if digest_bytes(read_bytes(join(root_url, INDEX))) != manifest.index_sha256:
         return None
 
     with ThreadPoolExecutor(THREADS) as pool:

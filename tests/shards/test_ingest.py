@@ -6,11 +6,13 @@ import io
 import json
 import os
 import tarfile
+import tempfile
 import uuid
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet
 import pytest
 import soundfile as sf
 from shard_helpers import all_bytes, make_data, plan, put, run_ingest, run_publish, tone
@@ -205,6 +207,30 @@ def test_whatever_was_lost_is_made_again_to_the_same_bytes(
     assert all_bytes(root) == before
 
 
+def test_a_damaged_index_is_made_again_also_by_a_pyarrow_that_writes_other_bytes(tmp_path: Path) -> None:
+    source, root = str(tmp_path / "data"), str(tmp_path / "lake/tones/one")
+    recordings = make_data(source)
+    run_ingest(root, recordings, source)
+    manifest, index = run_publish(root, recordings, source), Path(root, "samples.parquet")
+    written = bytearray(index.read_bytes())
+    written[len(written) // 2] ^= 1
+    index.write_bytes(written)
+    assert up_to_date(root) is None
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("components.shards.publish.table_bytes", without_compression)
+        again = run_publish(root, recordings, source)
+    assert again.index_sha256 != manifest.index_sha256
+    assert (again.digest, again.shards) == (manifest.digest, manifest.shards)
+    assert up_to_date(root) == again
+    assert read_index(root).num_rows == manifest.samples
+
+
+def without_compression(table: Any) -> bytes:
+    buffer = io.BytesIO()
+    pyarrow.parquet.write_table(table, buffer, compression="none")
+    return buffer.getvalue()
+
+
 @pytest.mark.parametrize("point", ["make_samples", "write_tar", "upload", "write_bytes"])
 def test_a_kill_at_any_point_and_a_second_run_give_the_same_bytes(
     point: str,
@@ -251,8 +277,12 @@ def test_a_truncated_tar_is_made_again(data: tuple[str, list[Recording]], whole:
 
 
 def test_groups_in_any_order_and_another_lake_give_the_same_bytes(
-    data: tuple[str, list[Recording]], whole: tuple[str, AudioManifest]
+    data: tuple[str, list[Recording]],
+    whole: tuple[str, AudioManifest],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # other tests have files in the common one
     remote = f"memory://{uuid.uuid4().hex}/v1"
     run_ingest(remote, data[1], data[0], only=(2, 0, 1))
     run_publish(remote, data[1], data[0])
