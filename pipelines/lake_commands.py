@@ -1,4 +1,4 @@
-"""Commands about a lake as it is: `trace`, `cache list` and `cache prune`. Nothing heavy is imported before one of them runs."""
+"""Commands about a lake as it is: `trace`, `cache list`, `cache prune`. Nothing heavy is imported before one runs."""
 
 from __future__ import annotations
 

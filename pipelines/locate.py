@@ -139,7 +139,7 @@ class Workspace:
         if self.preset.units is None:
             return None
         store = FeatureStore(next(iter(self.feature_roots.values())))
-        train = read_rows(self.audio_root).where("split", "train").table["key"].to_pylist()
+        train = map(str, read_rows(self.audio_root).where("split", "train").table["key"].to_pylist())
         over = partial(on_ray, self.config)
         return fit_units(store, train, self.preset.units, self.config.seed, self.config.lake, over)
 

@@ -10,6 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -75,7 +76,7 @@ class Crew:
         self.ray = cluster.connect(config.ray_address, config.cores())
         room, self.share = _share(self.ray, config, gpus)
         self.size = max(1, min(most, room))
-        self.hire = lambda: self.ray.remote(max_restarts=0, **self.share)(_Hand).remote(setup, arguments)
+        self.hire = partial(self.ray.remote(max_restarts=0, **self.share)(_Hand).remote, setup, arguments)
         self.starting: dict[Any, Any] = {}
         self.idle: list[tuple[Any, str]] = []  # actors and their nodes
         self.busy: dict[Any, _Job] = {}
@@ -152,8 +153,8 @@ class Crew:
             self.failed += 1
             if self.failed > self.size + RETRIES:
                 raise RuntimeError(
-                    f"{self.failed} workers ended one after the other while they set up: is there enough memory? "
-                    f"The last one: {error}"
+                    f"{self.failed} workers ended one after the other while they set up: is there enough memory, and "
+                    f"is this code on every node? The last one: {error}"
                 ) from None
 
     def _result(self, ref: Any, job: _Job) -> tuple[Any, bool]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+from array import array
 from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 from typing import Any
@@ -28,6 +29,7 @@ Render = Callable[[TaskSample, Sequence[Audio]], Rendered]
 LABEL_IDS = "label_ids"  # metadata of samples.parquet
 ARRAYS = ("row", "task", "collection", "shard", "tokens", "labels", "seconds", "audio")
 TYPES = {"row": "i4", "task": "i2", "collection": "i2", "shard": "i4", "tokens": "i4", "labels": "i4", "seconds": "f4"}
+CODES = {"i4": "i", "i2": "h", "f4": "f"}  # of array, which keeps numbers of a million samples as small as numpy does
 
 
 def measure(
@@ -37,8 +39,8 @@ def measure(
     tasks: dict[str, int] = {}
     collections: dict[str, int] = {}
     shards: dict[str, int] = {}
-    columns: dict[str, list[Any]] = {name: [] for name in ARRAYS}
-    measures: dict[str, list[float]] = {}
+    columns: dict[str, array[Any]] = {name: array(CODES[TYPES[name]] if name in TYPES else "b") for name in ARRAYS}
+    measures: dict[str, array[float]] = {}
     label_ids: set[int] = set()
     for number, row in enumerate(rows):
         own = lengths(row["key"])
@@ -60,7 +62,7 @@ def measure(
             if stage.loss == "ctc":
                 label_ids.update(ctc_labels(rendered))
             for name, measured in _measured(row):
-                measures.setdefault(name, []).append(measured)
+                measures.setdefault(name, array("f")).append(measured)
     arrays = {name: np.array(columns[name], dtype=TYPES.get(name, "?")) for name in ARRAYS}
     return Samples(
         **arrays,

@@ -291,7 +291,7 @@ def _publish(
         rows=tuple(found),
     )
     upload(tar, join(target.root, shard.name))
-    write_part(target.root, part)
     if target.folder is not None:
         remember(target.folder, target.root, part)
+    write_part(target.root, part)
     return part

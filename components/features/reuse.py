@@ -27,7 +27,7 @@ class Known(Strict):
 
 
 def remember(folder: str, feature_root: str, part: FeaturePart) -> None:
-    """Note below the fingerprint's folder that the cache at `feature_root` has a shard; a lost note costs only time."""
+    """Note below the fingerprint's folder that the cache at `feature_root` has a shard, before its record is there."""
     known = Known(place=feature_root.removeprefix(folder).strip("/"), shard=part.shard.name)
     write_bytes(_note(folder, part.audio_sha256), sealed(known))
 

@@ -6,20 +6,23 @@ has not finished, are the records of its parts read. No tar is opened.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Literal, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from components.registry.graph import Audio
-from components.registry.records import Gap
+from components.registry.records import Gap, Part
 from components.schema import AudioManifest, Reject, Strict
 from components.seal import read_sealed
 from components.shards.index import REJECTS, SCHEMA, read_index
-from components.shards.parts import PARTS, Part
+from components.shards.parts import PARTS
 from infra.storage import join, list_names, read_text
 
+READ = 4  # records of shards that are read at once
 FIRST = 5  # source files that are named unless all are wanted
 SEARCHED = {"speaker": ("speaker",), "file": ("original",), "clip": ("id", "key"), "dataset": ()}
 COLUMNS = ("shard", "seconds", "split", "original", "audio_digest", "source_digest")
@@ -38,6 +41,26 @@ class SourceFile(Strict):
     name: str
     digest: str
     digests: tuple[str, ...]
+
+
+class PartRow(Part):
+    """What is needed here of a row in the record of a shard, which has much more."""
+
+    key: str
+    id: str
+    shard: str
+    seconds: float
+    split: str | None
+    speaker: str | None
+    original: str
+    audio_digest: str
+    source_digest: str
+
+
+class PartRows(Part):
+    """The record of a shard (components/shards/parts.py)."""
+
+    rows: tuple[PartRow, ...]
 
 
 class AudioPart(Strict):
@@ -80,10 +103,10 @@ def _audio_part(audio: Audio, subject: Subject, every: bool) -> AudioPart:
     manifest = audio.manifest
     columns = (*COLUMNS, *(name for name in SEARCHED[subject.kind] if name not in COLUMNS))
     source = manifest.sources[0] if manifest and manifest.sources else ""
-    table = read_index(audio.url, columns) if manifest else _of_parts(audio.url, columns)
-    rows = in_shards = _matching(table, subject, source)
+    find = partial(_matching, subject=subject, source=source)
+    rows = in_shards = find(read_index(audio.url, columns)) if manifest else _of_parts(audio.url, columns, find)
     if manifest and sum(shard.samples for shard in manifest.shards) > manifest.samples:
-        in_shards = _matching(_of_parts(audio.url, columns), subject, source)
+        in_shards = _of_parts(audio.url, columns, find)
     splits = pc.value_counts(pc.fill_null(rows["split"], "undeclared")).to_pylist()
     names = pc.unique(in_shards["original"])
     return AudioPart(
@@ -118,16 +141,19 @@ def _matching(table: pa.Table, subject: Subject, source: str) -> pa.Table:
     return table.filter(found)
 
 
-def _of_parts(url: str, columns: Sequence[str]) -> pa.Table:
-    """Columns of every clip in the shards, from the records of the parts."""
+def _of_parts(url: str, columns: Sequence[str], find: Callable[[pa.Table], pa.Table]) -> pa.Table:
+    """What `find` keeps of the clips in the shards, from the records of the parts."""
     schema = pa.schema([SCHEMA.field(name) for name in columns])
     folder = join(url, PARTS)
-    tables = [schema.empty_table()]
-    for name in list_names(folder):
-        if name.endswith(".json"):
-            rows = read_sealed(join(folder, name), Part).rows
-            tables.append(pa.Table.from_pylist([row.model_dump(include=set(columns)) for row in rows], schema))
-    return pa.concat_tables(tables)
+
+    def found(name: str) -> pa.Table:
+        rows = read_sealed(join(folder, name), PartRows).rows
+        values = {column: [getattr(row, column) for row in rows] for column in columns}
+        return find(pa.Table.from_pydict(values, schema))
+
+    with ThreadPoolExecutor(READ) as pool:
+        tables = pool.map(found, (name for name in list_names(folder) if name.endswith(".json")))
+        return pa.concat_tables([schema.empty_table(), *tables])
 
 
 def _files(rows: pa.Table, names: pa.Array) -> tuple[SourceFile, ...]:

@@ -246,5 +246,5 @@ def _read(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_rows(root_url: str) -> Rows:
-    """The index as dictionaries: what planning and tasks work on. Raises as read_index."""
-    return Rows(read_index(root_url))
+    """The index without fingerprints as dictionaries: what planning and tasks work on. Raises as read_index."""
+    return Rows(read_index(root_url, [name for name in SCHEMA.names if name != "fingerprint"]))

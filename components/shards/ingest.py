@@ -88,6 +88,7 @@ def ingest_group(
         part = _ingest(group_index, group, root_url, data_url, inputs, settings, refused or {}, before)
         if not any(reject.step == "read" for reject in part.rejects):  # what could not be read may be there next time
             remember(root_url, group_index, part)
+        write_bytes(part_url(root_url, group_index), sealed(part))
     shard = part.shard
     return GroupReport(
         group=group_index,
@@ -152,7 +153,7 @@ def _ingest(
         else None
     )
     places = iter(written.members)
-    part = Part(
+    return Part(
         inputs=inputs,
         shard=shard,
         rejects=tuple(rejects),
@@ -160,8 +161,6 @@ def _ingest(
         sources=Counter(clip.source or "unknown" for clip in clips),
         licences=Counter(clip.licence or "unknown" for clip in clips),
     )
-    write_bytes(part_url(root_url, group_index), sealed(part))
-    return part
 
 
 def _row(sample: Sample, shard: str, places: Iterator[tuple[int, int]]) -> SampleRow:

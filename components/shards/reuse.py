@@ -27,7 +27,7 @@ class Known(Strict):
 
 
 def remember(root_url: str, group_index: int, part: Part) -> None:
-    """Note that this version has the shard of a group; a note that is lost costs only time."""
+    """Note that this version has the shard of a group, before its record is there: a finished group has its note."""
     lake, version = _split(root_url)
     write_bytes(_note(lake, part.inputs), sealed(Known(version=version, group=group_index)))
 

@@ -72,7 +72,7 @@ def build(root: Path, outside: Path, bad_folder: Path | None, large: bool) -> Co
 # ---- audio ----------------------------------------------------------------------------------------------------------
 
 
-def _set(data: bytes, place: bytes, offset: int, code: str, *values: float) -> bytes:
+def _set(data: bytes, place: bytes, offset: int, code: str, *values: float | bytes) -> bytes:
     changed = bytearray(data)
     struct.pack_into(code, changed, data.index(place) + offset, *values)
     return bytes(changed)

@@ -1,4 +1,4 @@
-"""One million rows and ten thousand clips through ingest, plan and trace within 4 GB: `python -m tests.benchmarks.scale`.
+"""A million rows and ten thousand clips, from ingest to trace, within 4 GB: `python -m tests.benchmarks.scale`.
 
 First a manifest of `--rows` segments of long recordings is read, grouped as ingest groups it, and given records of
 finished shards with made-up rows: texts, speakers, durations, digests and fingerprints as real columns have them, with
@@ -26,32 +26,21 @@ from itertools import cycle, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
-from components.audio.fingerprint import HOP_SECONDS
 from components.audio.sources import read_sources
 from components.audio.split import assign_splits
-from components.schema import SAMPLE_RATE, Recording, Reject, ShardInfo
-from components.seal import sealed
+from components.schema import Recording, Reject
 from components.shards.group import PER_SHARD, Keyed, plan_groups, set_duplicates_aside
-from components.shards.index import SampleRow, read_index, read_rows
+from components.shards.index import read_index, read_rows
 from components.shards.ingest import ingest_config, ingest_group
-from components.shards.parts import Part, group_digest, part_url, shard_name
 from components.shards.publish import audio_root, dataset_version, publish
 from components.shards.settings import Ingest
-from infra.storage import join, local_path, write_bytes
+from infra.storage import local_path
+from tests.benchmarks.scale_rows import write_manifest, write_parts
 
 LIMIT = 4 << 30  # bytes that any step may take
 PER_FILE = 2048  # bytes by which the driver of an ingest may grow with each file
 GROWTH = 0.10  # of a worker's memory, from a quarter of the clips to all of them
-SEGMENTS = 100  # of one long recording
-SPEAKERS = 5000
-COPIES = 0.01  # of the rows have the samples of an earlier one, and as many its sound
 SETTINGS = Ingest(duplicates="near", leak_speakers=True, leak_sentences=True)
-WORDS = (
-    *("the", "a", "of", "and", "to", "light", "kitchen", "weather", "tomorrow", "train", "song", "water", "plants"),
-    *("open", "window", "minutes", "until", "next", "Straße", "play", "again", "remind", "me", "please", "in", "is"),
-)
 FOLDERS = ("fsdd", "emodb")  # real clips, in ../shared/data
 CLIPS = 500  # different ones, each under many names
 
@@ -61,6 +50,7 @@ class Step(NamedTuple):
 
     name: str
     seconds: float
+    busy: float  # seconds of the processor, which do not depend on who else is there
     peak: int
     base: int  # after imports
     said: dict[str, Any]
@@ -73,38 +63,6 @@ def memory(field: str = "VmHWM") -> int:
 
 
 # ---- a million rows -------------------------------------------------------------------------------------------------
-
-
-def write_manifest(folder: Path, rows: int) -> None:
-    """`manifest.jsonl` of so many segments, and the files that they are cut from, which nobody decodes here."""
-    drawn = np.random.default_rng(1)
-    folder.mkdir(parents=True, exist_ok=True)
-    for number in range(-(-rows // SEGMENTS)):
-        (folder / f"talk-{number:05d}.flac").write_bytes(f"recording {number}".encode())
-    with open(folder / "manifest.jsonl", "w", encoding="utf-8") as file:
-        for start in range(0, rows, 10_000):
-            count = min(10_000, rows - start)
-            words = drawn.integers(0, len(WORDS), (count, 12))
-            ends = drawn.integers(3, 13, count)
-            seconds = drawn.uniform(2, 15, count).round(2)
-            speakers = drawn.integers(0, SPEAKERS, count)
-            for i in range(count):
-                row, speaker = start + i, int(speakers[i])
-                split = "train" if speaker % 20 else "test"
-                fields = {
-                    "id": f"talk-{row // SEGMENTS:05d}-{row % SEGMENTS:02d}",
-                    "audio": f"talk-{row // SEGMENTS:05d}.flac",
-                    "offset": row % SEGMENTS * 15.0,
-                    "duration": float(seconds[i]),
-                    "text": " ".join(WORDS[word] for word in words[i, : ends[i]]),
-                    "language": "en",
-                    "speaker": f"speaker-{speaker:04d}",
-                    "split": "dev" if row % 1000 == 7 else split,  # of speakers who are elsewhere as well: leaks
-                    "labels": {"take": row % 7},
-                    "source": "made up",
-                    "licence": "CC0-1.0",
-                }
-                file.write(json.dumps(fields, ensure_ascii=False) + "\n")
 
 
 def looked(data: str) -> tuple[list[Recording], list[Reject], str]:
@@ -127,78 +85,9 @@ def sources_step(folder: Path) -> dict[str, Any]:
 
 
 def parts_step(folder: Path) -> dict[str, Any]:
-    """Records of finished shards with made-up rows, and tars of the right size that hold nothing."""
-    data = str(folder / "data")
     groups, _, version = grouped(folder)
-    root = audio_root(str(folder / "lake"), "scale", version)
-    local_path(root).mkdir(parents=True, exist_ok=True)
-    prints = Prints()
-    for number, group in enumerate(groups):
-        rows = tuple(made_up(keyed, shard_name(number), place, prints) for place, keyed in enumerate(group))
-        seconds, size = sum(row.seconds for row in rows), 150_000 * len(rows)
-        with open(join(root, shard_name(number)), "wb") as tar:
-            tar.truncate(size)
-        shard = ShardInfo(
-            name=shard_name(number), sha256="0" * 64, bytes=size, samples=len(rows), seconds=round(seconds, 4)
-        )
-        noted = {"sources": {"made up": len(rows)}, "licences": {"CC0-1.0": len(rows)}, "rejects": ()}
-        part = Part(inputs=group_digest(group, data, SETTINGS), shard=shard, rows=rows, **noted)
-        write_bytes(part_url(root, number), sealed(part))
-    return {"shards": len(groups), "root": root}
-
-
-class Prints:
-    """Digests and fingerprints of made-up audio: mostly new, at times those of the row before last."""
-
-    def __init__(self) -> None:
-        self.drawn = np.random.default_rng(2)
-        self.latest: list[tuple[str, np.ndarray, float]] = []
-
-    def next(self, seconds: float) -> tuple[str, np.ndarray, float]:
-        chance = self.drawn.random()
-        digest = self.drawn.bytes(32).hex()
-        if chance < 2 * COPIES and len(self.latest) == 2:
-            before, hashes, seconds = self.latest[0]
-            if chance >= COPIES:  # a near duplicate: another digest, and one bit turned in every other hash
-                turned = np.uint32(1) << self.drawn.integers(0, 32, len(hashes), dtype=np.uint32)
-                hashes = hashes ^ np.where(np.arange(len(hashes)) % 2, turned, 0).astype(np.uint32)
-            return (before if chance < COPIES else digest), hashes, seconds
-        hashes = self.drawn.integers(1, 1 << 32, int(seconds / HOP_SECONDS), dtype=np.uint32)
-        self.latest = [*self.latest[-1:], (digest, hashes, seconds)]
-        return self.latest[-1]
-
-
-def made_up(keyed: Keyed, shard: str, place: int, prints: Prints) -> SampleRow:
-    """The row that ingest would write of a recording, without its audio."""
-    recording, noted = keyed.recording, keyed.recording.annotation
-    digest, hashes, seconds = prints.next(recording.duration or 1.0)
-    return SampleRow(
-        key=keyed.key,
-        id=noted.id,
-        shard=shard,
-        audio_offset=150_000 * place + 512,
-        audio_size=140_000 + place,
-        json_offset=150_000 * place + 141_824,
-        json_size=700,
-        seconds=seconds,
-        samples=round(seconds * SAMPLE_RATE),
-        text=noted.text,
-        text_length=len(noted.text or ""),
-        language=noted.language,
-        speaker=noted.speaker,
-        gender=noted.gender,
-        split=noted.split,
-        labels=json.dumps(noted.labels),
-        translation="{}",
-        caption=None,
-        audio_digest=digest,
-        original=recording.url.rpartition("/")[2],
-        marks="[]",
-        conversations="null",
-        source_digest=recording.digest,
-        start=recording.start,
-        fingerprint=tuple(hashes.tolist()),
-    )
+    write_parts(audio_root(str(folder / "lake"), "scale", version), groups, str(folder / "data"), SETTINGS)
+    return {"shards": len(groups)}
 
 
 def publish_step(folder: Path) -> dict[str, Any]:
@@ -235,9 +124,7 @@ def plan_step(folder: Path) -> dict[str, Any]:
 
     parts, rows = built(), read_rows(root_of(folder)).where("split", "train")
     order = Curriculum(order="duration", pacing="root", epochs=1)
-    stage = make_stage(
-        name="scale", tasks={"asr": 1.0, "labels": 0.5}, epochs=3.0, batch_tokens=4096, curriculum=order
-    )
+    stage = make_stage(name="scale", tasks={"asr": 1.0, "labels": 0.5}, epochs=3.0, batch_tokens=4096, curriculum=order)
     heard = Audio(lengths_only({"speech": 50}))
     found = publish_plan(str(folder / "stage"), stage, rows, parts.model, parts.tokenizer, lambda _: heard, 0, "packed")
     data = open_plan(str(folder / "stage"), stage, rows, parts.model, parts.tokenizer, lambda _: heard)
@@ -280,7 +167,12 @@ def link_clips(folder: Path, clips: int) -> None:
                 os.link(file, folder / name)
             except OSError:  # another disk
                 (folder / name).write_bytes(file.read_bytes())
-            fields = {"audio": name, "text": "what is said in it", "speaker": f"speaker-{number % 50}", "language": "en"}
+            fields = {
+                "audio": name,
+                "text": "what is said in it",
+                "speaker": f"speaker-{number % 50}",
+                "language": "en",
+            }
             manifest.write(json.dumps(fields) + "\n")
 
 
@@ -336,14 +228,15 @@ def run_step(name: str, folder: Path) -> Step:
 
 def measured(name: str, folder: Path) -> Step:
     """The step in this process."""
-    base, began = memory(), time.perf_counter()
+    base, began, busy = memory(), time.perf_counter(), time.process_time()
     said = STEPS[name](folder)
-    return Step(name, round(time.perf_counter() - began, 2), memory(), base, said)
+    return Step(name, time.perf_counter() - began, time.process_time() - busy, memory(), base, said)
 
 
 def shown(step: Step) -> str:
     said = ", ".join(f"{name} {value}" for name, value in step.said.items())
-    return f"{step.name:<14}{step.seconds:>9.1f} s{step.peak / 1e9:>8.2f} GB{step.base / 1e9:>8.2f} GB   {said}"
+    times, sizes = f"{step.seconds:>9.1f}{step.busy:>9.1f}", f"{step.peak / 1e9:>9.2f}{step.base / 1e9:>7.2f}"
+    return f"{step.name:<14}{times}{sizes}   {said}"
 
 
 def rows_part(folder: Path, rows: int) -> list[Step]:
@@ -393,7 +286,7 @@ def main() -> int:
         print(json.dumps(measured(given.step, given.folder)._asdict()))
         return 0
     with tempfile.TemporaryDirectory(dir=given.folder, prefix="scale.") as place:
-        print(f"{given.rows:,} rows; {'step':<14}seconds, peak, after imports")
+        print(f"{given.rows:,} rows, {given.clips:,} clips\n{'step':<14}  seconds     busy  peak GB  after imports")
         steps = rows_part(Path(place), given.rows) if given.rows else []
         ingests = clips_part(Path(place), given.clips) if given.clips else ()
     faults = [f"{step.name} took {step.peak / 1e9:.2f} GB" for step in (*steps, *ingests) if step.peak > LIMIT]

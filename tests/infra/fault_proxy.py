@@ -4,8 +4,9 @@
 
 prints `port N`; `proxied()` does that for a test. The shares are of requests. Of `--errors` half are 503 SlowDown and
 half 500. `--resets` cut a GET in the middle of its body; of other requests half are cut before the server hears of
-them, and half after it has done what they ask, so that its reply is lost. `--truncated` bodies of GET have a
-Content-Length that fits what is left of them. `--delay` is how many seconds each request waits before it is passed on.
+them, and half after it has done what they ask, so that its reply is lost. `--truncated` bodies have a Content-Length
+that fits what is left of them; a request without a body leaves that to the next. `--delay` is how many seconds each
+request waits before it is passed on.
 
 A PUT to `/__faults` with some of these as JSON changes them at once and begins to count anew; `/__counts` tells what
 was done, `/__written` which objects were written, in the order in which the server had them. The Host header is passed
@@ -47,6 +48,7 @@ class Proxy:
         self, errors: float = 0.0, resets: float = 0.0, truncated: float = 0.0, delay: float = 0.0, seed: float = 0
     ) -> None:
         self.errors, self.resets, self.truncated, self.delay = errors, resets, truncated, delay
+        self.owed = 0  # bodies to cut, of requests that had none
         self.dice, self.counts, self.written = random.Random(seed), collections.Counter[str](), list[str]()
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
@@ -74,12 +76,9 @@ class Proxy:
             return self.reset(request, "replies_lost")
         if resets:
             return await self.cut(request, status, headers, data)
-        if (
-            roll < self.errors + self.resets + self.truncated
-            and request.method == "GET"
-            and status in (200, 206)
-            and data
-        ):
+        self.owed += not resets and roll < self.errors + self.resets + self.truncated
+        if self.owed and request.method == "GET" and status in (200, 206) and data:
+            self.owed -= 1
             self.counts["truncated"] += 1
             data = data[: int(self.dice.random() * len(data))]
         if request.method == "HEAD":  # its length is that of a body that does not come

@@ -8,12 +8,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import signal
 import statistics
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +139,15 @@ def records(written: list[str], lake: str) -> list[str]:
     return [name for name in written if name.startswith(lake.removeprefix("s3://")) and "/parts/shard-" in name]
 
 
+def hands(driver: int, doing: str = "ray::_Hand") -> list[psutil.Process]:
+    """Actors of a driver; Ray names processes after what they do."""
+    found = []
+    for process in psutil.Process(driver).children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            found += [process] if doing in " ".join(process.cmdline()) else []
+    return found
+
+
 def manifests_came_last(written: list[str]) -> int:
     """How many manifests there are; none was written before all that it speaks of."""
     manifests = [name for name in dict.fromkeys(written) if name.endswith("/manifest.json")]
@@ -169,7 +178,7 @@ def test_faults_change_no_byte_and_cost_little_time(
             assert manifests_came_last(proxy.written()) == 2
             proxy.change()
             assert contents(lake) == straight
-    assert min(met[name] for name in ("slow_down", "internal_errors", "resets", "replies_lost", "truncated")) >= 1
+    assert min(met[name] for name in ("slow_down", "internal_errors", "resets", "replies_lost", "truncated")) >= 1, met
     print(f"\nfaults met: {met}")
     for name, place in (("ingest", 0), ("cache", 1)):
         clean, faulty = (statistics.median(one[place] for one in seconds[kind]) for kind in ("clean", "faulty"))
@@ -192,11 +201,9 @@ def test_a_killed_worker_costs_no_shard(
         """SIGKILL to an actor that is at work on a shard, when two shards are there."""
         while len(records(proxy.written(), lake)) < 2:
             time.sleep(0.01)
-        for process in psutil.Process().children(recursive=True):
-            if "ray::_Hand.work" in " ".join(process.cmdline()):
-                process.kill()
-                killed.append(process.pid)
-                return
+        for process in hands(os.getpid(), "ray::_Hand.work")[:1]:
+            process.kill()
+            killed.append(process.pid)
 
     killer = threading.Thread(target=kill, daemon=True)
     killer.start()
@@ -224,13 +231,15 @@ def test_after_a_killed_driver_the_next_goes_on(
     proxy.change(seed=20, delay=LATENCY, **RATES)
     process = earloom("ingest", *words(recordings, lake), lake=tmp_path / "none", server=prefect_url)
     wait_for(process, lambda: len(records(proxy.written(), lake)) >= 2)
-    helpers = psutil.Process(process.pid).children(recursive=True)
-    os.kill(process.pid, signal.SIGKILL)
-    process.communicate(timeout=30)
-    _, alive = psutil.wait_procs(helpers, timeout=30)
-    assert alive == []  # Ray's processes end with their driver
+    workers = hands(process.pid)
+    process.kill()
+    process.wait(30)
+    assert process.stdout is not None
+    process.stdout.close()
+    assert len(workers) == 2
+    assert psutil.wait_procs(workers, timeout=60)[1] == []  # they end with their driver
 
-    seen, proxy_free = contents(lake), proxy.change
+    seen = contents(lake)
     assert not any(name.endswith(("manifest.json", "samples.parquet")) for name in seen)
     whole = only_audio(straight)
     assert {name: whole.get(name) for name in seen} == seen  # what is visible is what it will be
@@ -241,8 +250,8 @@ def test_after_a_killed_driver_the_next_goes_on(
     proxy.change(seed=21, **RATES)
     report = ingest_audio.fn(Workspace(config(recordings, lake)))
     assert (report.state, report.reused, report.done) == ("resumed", len(finished), SHARDS - len(finished))
-    assert manifests_came_last([*seen, *proxy.written()]) == 1
-    proxy_free()
+    assert manifests_came_last([*(f"lake/driver/{name}" for name in seen), *proxy.written()]) == 1
+    proxy.change()
     assert contents(lake) == whole
 
 
@@ -251,7 +260,7 @@ def test_two_drivers_at_once_end_well_and_alike(
 ) -> None:
     lake = f"{bucket}/race"
     for stage in ("ingest", "cache"):
-        proxy.change(seed=30, **RATES)
+        proxy.change(seed=30, delay=LATENCY, **RATES)
         drivers = [
             earloom(
                 stage, *words(recordings, lake), "cpus=1", lake=tmp_path / "none", server=prefect_url, EARLOOM_HOME=home
