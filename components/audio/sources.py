@@ -42,7 +42,7 @@ AUDIO_SUFFIXES = (
 CONTAINER_SUFFIXES = (".tar", ".parquet", ".arrow")
 MATTER = (*AUDIO_SUFFIXES, *CONTAINER_SUFFIXES, ".txt")
 THREADS = 16
-WAITING = 4096  # files that threads are told of at a time: a million at once would take a gigabyte
+WAITING = 512  # files that threads are told of at a time: a million at once would take a gigabyte
 
 Read = tuple[list[Found], list[Reject]]
 
@@ -70,7 +70,9 @@ def read_sources(data: str) -> tuple[list[Recording], list[Reject]]:
     root, found, rejects = _look(data)
     recordings: list[Recording] = []
     looked = _open_all(root, found, data)
-    for item in found:
+    found.reverse()
+    while found:  # a million rows are let go one by one
+        item = found.pop()
         opened = Opened(item.path) if item.digest else looked[item.path, item.text_path]
         beside = [(one, Opened(one.path) if one.digest else looked[one.path, ""]) for one in item.media]
         faults = [f"its {one.kind} {one.path}: {seen.fault}" for one, seen in beside if seen.fault]
@@ -82,7 +84,7 @@ def read_sources(data: str) -> tuple[list[Recording], list[Reject]]:
         times = {"start": item.start, "duration": item.duration}
         media = tuple(Media(kind=one.kind, **_placed(root, one, seen)) for one, seen in beside)
         recordings.append(slim(Recording(**_placed(root, item, opened), annotation=noted, media=media, **times)))
-    del found, looked
+    del looked
     return unique(recordings, root, rejects), rejects
 
 

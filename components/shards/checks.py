@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from components.schema import Reject, Strict
+from components.schema import Reject, Strict, slim
 from components.shards.duplicates import Group, exact_duplicates, linked, near_duplicates
 from components.shards.leaks import Leak, find_leaks, rows_to_set_aside
 from components.shards.settings import Ingest
@@ -77,7 +77,7 @@ def _without(table: pa.Table, rows: Collection[int]) -> pa.Table:
 def _rejects(table: pa.Table, reasons: dict[int, str], step: str) -> list[Reject]:
     told = table.select(["original", "id"]).take(pa.array(list(reasons), pa.int64())).to_pylist()
     return [
-        Reject(original=row["original"], id=row["id"], reason=reason, step=step)
+        slim(Reject(original=row["original"], id=row["id"], reason=reason, step=step))
         for row, reason in zip(told, reasons.values(), strict=True)
     ]
 

@@ -23,8 +23,8 @@ Deviations: no "The task is …" before a single request, which does not name it
 which looks like one. In sft every sample has examples, officially most have none. Likeness is that of the encoder's own
 vectors, not of LAION-CLAP. OPT's table keeps its spare rows. Tokens a batch are chosen from the number of samples.
 `small`: windows of 3 s, each the mean of a layer of Whisper-tiny, one transformer layer, SmolLM2 with a cross-attention
-in every fifth layer, whose gate starts half open, as it would not open in a few hundred steps; two examples, by likeness
-in use as well, as the paper's few-shot results have them.
+in every fifth layer, whose gate starts half open, as it would not open in a few hundred steps; two examples, in use as
+well (those nearest by likeness, as in the paper's few-shot results).
 """
 
 from __future__ import annotations

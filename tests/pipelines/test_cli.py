@@ -15,6 +15,7 @@ from pipelines.cli import app
 REPOSITORY = Path(__file__).resolve().parents[2]
 COMMANDS = ["run", "ingest", "cache", "plan", "explain", "fit-memory", "train", "evaluate", "register"]
 COMMANDS += ["listen", "architectures", "import-checkpoint", "demo", "trace"]
+TWO_WORDS = [["recipe", "show"], ["cache", "list"], ["cache", "prune"]]
 
 
 def said(*words: str) -> str:
@@ -25,7 +26,7 @@ def said(*words: str) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("command", [[c] for c in COMMANDS] + [["recipe", "show"], ["cache", "list"], ["cache", "prune"]])
+@pytest.mark.parametrize("command", [[c] for c in COMMANDS] + TWO_WORDS)
 def test_every_command_has_an_example(command: list[str]) -> None:
     done = CliRunner().invoke(app, [*command, "--help"])
     assert done.exit_code == 0
