@@ -58,7 +58,7 @@ class Workspace:
     def sources(self) -> tuple[list[Recording], list[Reject]]:
         refuse_inside(self.config.lake, self.config.data)
         recordings, rejects = read_sources(self.config.data)
-        return assign_splits(recordings, self.config.seed), rejects
+        return assign_splits(recordings, self.config.seed, drain=True), rejects
 
     @cached_property
     def dataset(self) -> str:

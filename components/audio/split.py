@@ -5,31 +5,35 @@ from __future__ import annotations
 import hashlib
 from collections import Counter, defaultdict
 
-from components.schema import Recording, Split
+from components.schema import Recording, Split, slim
 
 DEV_FROM, TEST_FROM = 0.8, 0.9
 
 
-def assign_splits(recordings: list[Recording], seed: int = 0) -> list[Recording]:
+def assign_splits(recordings: list[Recording], seed: int = 0, drain: bool = False) -> list[Recording]:
     """The same recordings in the same order, each with a split; a declared split is kept.
 
     The others go by speaker, or by id where no speaker is known, so that nobody is heard in two splits: about 80 % of
     the speakers to train, 10 % to dev and 10 % to test, by a hash that does not change when more are added. A speaker
     with declared recordings stays where they are, one who makes up more than half of the rest is in train, and train
-    is never left empty by this; neither are dev and test, if there are three speakers or more.
+    is never left empty by this; neither are dev and test, if there are three speakers or more. `drain` empties the list
+    that was given, so that a million recordings are not in memory twice.
     """
-    open_ones = [recording for recording in recordings if recording.annotation.split is None]
-    counts = Counter(_group(recording) for recording in open_ones)
+    counts = Counter(_group(recording) for recording in recordings if recording.annotation.split is None)
     declared = Counter(recording.annotation.split for recording in recordings if recording.annotation.split is not None)
     chosen = _choose(counts, _declared_groups(recordings), declared, seed)
-    return [
-        recording
-        if recording.annotation.split is not None
-        else recording.model_copy(
-            update={"annotation": recording.annotation.model_copy(update={"split": chosen[_group(recording)]})}
-        )
-        for recording in recordings
-    ]
+    left = recordings if drain else list(recordings)
+    left.reverse()
+    made: list[Recording] = []
+    while left:
+        recording = left.pop()
+        made.append(recording if recording.annotation.split else _with_split(recording, chosen[_group(recording)]))
+    return made
+
+
+def _with_split(recording: Recording, split: Split) -> Recording:
+    noted = slim(recording.annotation.model_copy(update={"split": split}))
+    return slim(recording.model_copy(update={"annotation": noted}))
 
 
 def _group(recording: Recording) -> str:

@@ -38,7 +38,7 @@ from infra.storage import local_path
 from tests.benchmarks.scale_rows import write_manifest, write_parts
 
 LIMIT = 4 << 30  # bytes that any step may take
-PER_FILE = 2048  # bytes by which the driver of an ingest may grow with each file
+PER_FILE, PER_ROW = 2048, 4096  # bytes a file by which the driver may grow while shards are made, and in publish
 GROWTH = 0.10  # of a worker's memory, from a quarter of the clips to all of them
 SETTINGS = Ingest(duplicates="near", leak_speakers=True, leak_sentences=True)
 FOLDERS = ("fsdd", "emodb")  # real clips, in ../shared/data
@@ -68,7 +68,7 @@ def memory(field: str = "VmHWM") -> int:
 def looked(data: str) -> tuple[list[Recording], list[Reject], str]:
     """What the ingest stage knows before it begins: recordings, rejects, and the version."""
     found, rejects = read_sources(data)
-    recordings = assign_splits(found)
+    recordings = assign_splits(found, drain=True)
     return recordings, rejects, dataset_version(recordings, rejects, ingest_config(PER_SHARD, SETTINGS), data)
 
 
@@ -184,6 +184,7 @@ def ingest_step(folder: Path) -> dict[str, Any]:
         workers = Counter[int]()
         for process, peak in pool.map(partial(one_shard, root=root, data=data), enumerate(groups)):
             workers[process] = max(workers[process], peak)
+    driver = memory()
     manifest = publish(root, "scale", version, groups, rejects, data, settings=SETTINGS)
     files = [Path(keyed.recording.url) for group in groups for keyed in group]
     different = len({file.stat().st_ino if file.stat().st_nlink > 1 else file for file in files})
@@ -191,6 +192,7 @@ def ingest_step(folder: Path) -> dict[str, Any]:
         "samples": manifest.samples,
         "aside": manifest.asides,
         "different": different,
+        "driver": driver,
         "workers": sorted(workers.values()),
     }
 
@@ -263,13 +265,15 @@ def clips_part(folder: Path, clips: int) -> tuple[Step, Step]:
 def faults_of(few: Step, many: Step, files: int) -> list[str]:
     """What breaks the promise between two ingests of which the second has `files` more."""
     worker = max(many.said["workers"]) / max(few.said["workers"]) - 1
-    each = (many.peak - few.peak) / files
-    print(f"a worker's memory grew by {worker:.1%}, the driver's by {each:,.0f} bytes a file")
+    each, row = (many.said["driver"] - few.said["driver"]) / files, (many.peak - few.peak) / files
+    print(f"a worker's memory grew by {worker:.1%}; the driver's by {each:,.0f} bytes a file, in publish by {row:,.0f}")
     faults = []
     if worker > GROWTH:
         faults.append(f"a worker's memory grew by {worker:.0%} with the number of files, at most {GROWTH:.0%}")
     if each > PER_FILE:
         faults.append(f"the driver's memory grew by {each:,.0f} bytes a file, at most {PER_FILE:,}")
+    if row > PER_ROW:
+        faults.append(f"in publish the driver's memory grew by {row:,.0f} bytes a file, at most {PER_ROW:,}")
     if many.said["samples"] > many.said["different"]:
         faults.append(f"{many.said['samples']} samples of {many.said['different']} different files: copies were kept")
     return faults
