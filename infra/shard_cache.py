@@ -55,13 +55,14 @@ def cached_copy(url: str, sha256: str, size: int) -> Iterator[Path]:
         return
     if not re.fullmatch("[0-9a-f]{64}", sha256):
         raise ValueError(f"{storage.shown(url)}: {sha256[:80]!r} is no sha256; write the index of the shards again")
-    path, allowed = folder() / sha256, limit()
+    path, allowed, fetched = folder() / sha256, limit(), False
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     try:
         for how in (fcntl.LOCK_SH, fcntl.LOCK_EX) * ROUNDS:
             with _locked(path.with_suffix(".lock"), how) as lock:
                 if how == fcntl.LOCK_EX:
                     if not _is_checked(path, lock, size):
+                        fetched = True
                         _download(url, path, lock, size, allowed)
                     fcntl.flock(lock, fcntl.LOCK_SH)  # others may come between, so it is looked at again
                 if _is_at(lock, path.with_suffix(".lock")) and _is_checked(path, lock, size):
@@ -70,7 +71,8 @@ def cached_copy(url: str, sha256: str, size: int) -> Iterator[Path]:
                     return
         raise OSError(f"{path} is removed again and again: make $EARLOOM_SHARD_CACHE larger than what is used at once")
     finally:
-        make_room(allowed)
+        if fetched:  # while it was in use it may have been more than there is room for
+            make_room(allowed)
 
 
 def distrust(copy: Path) -> None:

@@ -100,7 +100,7 @@ def gather_moments(encoder: AudioEncoder, rows: Sequence[Row], audio_root: str) 
     count = 0
     total = torch.zeros(encoder.width, dtype=torch.float64)
     products = torch.zeros(encoder.width, encoder.width, dtype=torch.float64)
-    with closing(ahead(partial(read_waveform, ShardReader(audio_root)), batches)) as clips:
+    with closing(ahead(partial(read_waveform, ShardReader(audio_root, whole_shards=True)), batches)) as clips:
         for waveforms in clips:
             frames = torch.cat(encode_clips(encoder, waveforms)).double()
             count += len(frames)

@@ -112,10 +112,14 @@ def publish(
 
 
 def _together(tables: list[pa.Table]) -> pa.Table:
-    """One table of all; the list is emptied, so that only the table holds the rows."""
+    """One table of all; the list is emptied, so that only the table holds the rows.
+
+    The fingerprints, the largest column, are in one piece: else looking for duplicates would copy them.
+    """
     whole = pa.concat_tables(tables)
     tables.clear()
-    return whole
+    place = SCHEMA.get_field_index("fingerprint")
+    return whole.set_column(place, SCHEMA.field(place), whole.column(place).combine_chunks())
 
 
 def up_to_date(root_url: str) -> AudioManifest | None:

@@ -17,7 +17,7 @@ from components.digest import digest_bytes, digest_file
 from components.schema import SAMPLE_RATE, Clip, MediaKind, ShardInfo
 from components.shards.digests import checked
 from components.shards.index import find_manifest
-from infra.shard_cache import distrust
+from infra.shard_cache import cached_copy, distrust, limit
 from infra.storage import is_local, join, local_path, open_read, read_range, shown
 
 BLOCK = 1 << 20  # bytes
@@ -30,11 +30,13 @@ class ShardReader:
     """Reads clips of the shards below `root_url` by the rows of `read_index`; holds no open file, may be shared.
 
     A shard on this machine is read once and compared with the sha256 of the manifest beside it, if there is one, before
-    its first clip is given.
+    its first clip is given. Of a store, the bytes of each clip are fetched; with `whole_shards`, for those who will
+    hear most clips and more than once, the shards come into this machine's cache, if they all have room there.
     """
 
-    def __init__(self, root_url: str) -> None:
+    def __init__(self, root_url: str, whole_shards: bool = False) -> None:
         self.root = root_url
+        self.whole_shards = whole_shards and not is_local(root_url)
         self.whole: set[str] = set()  # names of shards that have their sha256, or of which none is known
 
     def clip(self, row: Row) -> Clip:
@@ -83,11 +85,16 @@ class ShardReader:
     def _member(self, row: Row, offset: int, length: int) -> bytes:
         name = row["shard"]
         url = join(self.root, name)
-        if name not in self.whole:
-            if name in self._sha256 and digest_file(local_path(url)) != self._sha256[name]:
-                raise self._damaged(row, "its sha256 is not the manifest's")
-            self.whole.add(name)
-        data = read_range(url, offset, length)
+        if name in self._cached:
+            shard = self._cached[name]
+            with cached_copy(url, shard.sha256, shard.bytes) as copy:
+                data = read_range(str(copy), offset, length)
+        else:
+            if name not in self.whole:
+                if name in self._sha256 and digest_file(local_path(url)) != self._sha256[name]:
+                    raise self._damaged(row, "its sha256 is not the manifest's")
+                self.whole.add(name)
+            data = read_range(url, offset, length)
         if len(data) != length:
             raise self._damaged(row, f"it ends before byte {offset + length}")
         return data
@@ -97,6 +104,13 @@ class ShardReader:
         """By name of a local shard."""
         manifest = find_manifest(self.root) if is_local(self.root) else None
         return {shard.name: shard.sha256 for shard in manifest.shards} if manifest else {}
+
+    @cached_property
+    def _cached(self) -> dict[str, ShardInfo]:
+        """Shards that are read from this machine's cache, by name: all of a store, or none."""
+        manifest = find_manifest(self.root) if self.whole_shards else None
+        shards = manifest.shards if manifest else ()
+        return {shard.name: shard for shard in shards} if sum(shard.bytes for shard in shards) <= limit() else {}
 
     def _damaged(self, row: Row, fault: str) -> ValueError:
         return ValueError(f"clip {row['key']}: {join(self.root, row['shard'])} is damaged ({fault}): {REMEDY}")

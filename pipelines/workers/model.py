@@ -53,7 +53,7 @@ class HeardAudio:
     """The waveforms themselves, for stages that train an encoder and those after them."""
 
     def __init__(self, audio_root: str, rows: Rows, model: SpeechLLM) -> None:
-        self.reader, self.rows = ShardReader(audio_root), rows
+        self.reader, self.rows = ShardReader(audio_root, whole_shards=True), rows
         self.encoders = {role: model.encoder(role) for role in model.encoders}
         self.number = {key: n for n, key in enumerate(rows.table["key"].to_pylist())}
 

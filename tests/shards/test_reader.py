@@ -197,3 +197,26 @@ def test_write_tar_is_what_tarfile_reads(contents: list[bytes]) -> None:
 def test_a_name_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="name is too long"):
         write_tar(tmp_path / "x.tar", [("x" * 101, b"")])
+
+
+@pytest.mark.parametrize("room", ["1GB", "1kB"])
+def test_shards_of_a_store_are_fetched_once_if_all_have_room(
+    room: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EARLOOM_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("EARLOOM_SHARD_CACHE", room)
+    data, url = str(tmp_path / "data"), f"memory://{tmp_path.name}/lake/v1"
+    recordings = make_data(data)
+    run_ingest(url, recordings, data)
+    manifest = run_publish(url, recordings, data)
+    rows = read_index(url).to_pylist()
+    reader = ShardReader(url, whole_shards=True)
+    heard = [reader.waveform(row) for row in rows]
+    kept = {path.name for path in (tmp_path / "home").rglob("*") if len(path.name) == 64}
+    assert kept == ({shard.sha256 for shard in manifest.shards} if room == "1GB" else set())
+    if kept:  # the store is not asked again
+        for shard in manifest.shards:
+            storage.remove_tree(storage.join(url, shard.name))
+    again = [reader.waveform(row) for row in rows]
+    assert [len(wave) for wave in again] == [row["samples"] for row in rows]
+    assert all((one == other).all() for one, other in zip(heard, again, strict=True))
