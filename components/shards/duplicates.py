@@ -128,13 +128,14 @@ def fingerprints(table: Any) -> Fingerprints:
     """The column `fingerprint` of an index; null is an empty one."""
     column = table["fingerprint"]
     chunks = [chunk for chunk in column.chunks if len(chunk)]
-    values = [np.zeros(0, np.uint32)]
+    values: list[np.ndarray] = []
     counts = [np.zeros(0, np.int64)]
     for chunk in chunks:
         values.append(chunk.flatten().to_numpy(zero_copy_only=False))  # leaves out what null rows may hold
         counts.append(chunk.value_lengths().fill_null(0).to_numpy(zero_copy_only=False))
     lengths = np.concatenate(counts).astype(np.int64)
-    return Fingerprints(np.concatenate(values).astype(np.uint32, copy=False), np.cumsum(lengths) - lengths, lengths)
+    hashes = values[0] if len(values) == 1 else np.concatenate([np.zeros(0, np.uint32), *values])
+    return Fingerprints(hashes.astype(np.uint32, copy=False), np.cumsum(lengths) - lengths, lengths)
 
 
 class _Links:

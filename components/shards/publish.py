@@ -118,8 +118,10 @@ def _together(tables: list[pa.Table]) -> pa.Table:
     """
     whole = pa.concat_tables(tables)
     tables.clear()
-    place = SCHEMA.get_field_index("fingerprint")
-    return whole.set_column(place, SCHEMA.field(place), whole.column(place).combine_chunks())
+    place, prints = SCHEMA.get_field_index("fingerprint"), whole.column("fingerprint")
+    if sum(len(chunk.values) for chunk in prints.chunks) >= 1 << 31:  # more than one piece can hold
+        return whole
+    return whole.set_column(place, SCHEMA.field(place), prints.combine_chunks())
 
 
 def up_to_date(root_url: str) -> AudioManifest | None:
