@@ -18,7 +18,7 @@ T = TypeVar("T")
 # Seconds between the tries of a call, each times a random 0.5 to 1.5: an outage of half a minute passes. Most faults
 # are of one request and not of the store, so the first tries follow soon: at half a second, a fault in ten requests
 # would cost more than to make a small shard does.
-WAITS = (0.05, 0.2, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 16.0)
+WAITS = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 16.0)
 LIMIT = 120.0  # seconds after which no further try of a call begins
 CONNECT = 5.0  # seconds in which a connection stands
 SILENCE = 20.0  # seconds in which a server says something

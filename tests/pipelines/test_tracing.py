@@ -99,7 +99,7 @@ def test_what_the_remedy_says_leaves_nothing(lake: str) -> None:
     for url in told["remove"]:
         if "/features/" not in url:
             storage.remove_tree(url)
-    said("caches", "prune", "--unreachable", "--yes", "--lake", lake)
+    said("cache", "prune", "--unreachable", "--yes", "--lake", lake)
     assert storage.find(lake) == []
 
 
@@ -154,21 +154,21 @@ def test_users_of_a_cache_by_digest_and_place(lake: str) -> None:
 
 
 def test_caches_are_listed_and_pruned(lake: str) -> None:
-    caches = json.loads(said("caches", "list", "--lake", lake, "--json"))
+    caches = json.loads(said("cache", "list", "--lake", lake, "--json"))
     assert [(one["place"][0], len(one["used_by"]), one["audio"]) for one in caches] == [
         ("a", 3, True), ("e", 0, True), ("f", 3, True),
     ]  # fmt: skip
     before = storage.find(lake)
-    said("caches", "prune", "--older-than", "30d", "--lake", lake)
+    said("cache", "prune", "--older-than", "30d", "--lake", lake)
     assert storage.find(lake) == before  # a rehearsal
-    said("caches", "prune", "--older-than", "41d", "--lake", lake, "--yes")
+    said("cache", "prune", "--older-than", "41d", "--lake", lake, "--yes")
     assert storage.find(lake) == before
-    said("caches", "prune", "--older-than", "30d", "--lake", lake, "--yes")
+    said("cache", "prune", "--older-than", "30d", "--lake", lake, "--yes")
     assert storage.list_names(f"{lake}/features") in (["a" * 16, "f" * 16], ["a" * 16, "e" * 16, "f" * 16])
-    assert [one["place"][0] for one in json.loads(said("caches", "list", "--lake", lake, "--json"))] == ["a", "f"]
+    assert [one["place"][0] for one in json.loads(said("cache", "list", "--lake", lake, "--json"))] == ["a", "f"]
     assert len(before) - len(storage.find(lake)) == 4
-    said("caches", "prune", "--larger-than", "1kB", "--lake", lake, "--yes", "--even-reachable")
-    assert json.loads(said("caches", "list", "--lake", lake, "--json")) == []
+    said("cache", "prune", "--larger-than", "1kB", "--lake", lake, "--yes", "--even-reachable")
+    assert json.loads(said("cache", "list", "--lake", lake, "--json")) == []
     assert json.loads(said("trace", "--speaker", "s2", "--lake", lake, "--json", code=1))["gaps"][0][
         "lacks"
     ].startswith("the cache that it was fitted on")
