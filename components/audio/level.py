@@ -18,6 +18,7 @@ OFFSET_SHARE = 0.2
 SILENCE = 3e-4  # peak below which a clip counts as silent: -70 dB
 CANCELS = 0.1  # power left by the mean of the channels, against what unrelated channels would leave
 MAX_NON_FINITE = 0.05  # share of NaN and infinite samples above which nothing is left to mend
+RUNS = 8  # neighbours at the extreme value, below which it is a loud moment
 GLITCH = 1000.0  # peak against the loudest thousandth, above which scaling would leave only silence
 
 
@@ -76,9 +77,9 @@ def level(samples: np.ndarray, inside: slice, marks: list[str]) -> np.ndarray:
     """Offset, clipping, loudness and silence, in this order; (frames,) in and out."""
     crop = samples[inside]
     low, high = float(crop.min()), float(crop.max())
-    mean = float(crop.mean(dtype=np.float64))
-    clipped = _flat(crop, high) or _flat(crop, low)
-    if abs(mean) > OFFSET and abs(mean) > OFFSET_SHARE * float(crop.std(dtype=np.float64)):
+    clipped = stands_at(crop, high) or stands_at(crop, low)
+    if has_offset(crop):
+        mean = float(crop.mean(dtype=np.float64))
         samples = samples - np.float32(mean)
         marks.append("constant offset removed")
         low, high = low - mean, high - mean
@@ -97,11 +98,19 @@ def level(samples: np.ndarray, inside: slice, marks: list[str]) -> np.ndarray:
     return samples
 
 
-def _flat(samples: np.ndarray, rail: float) -> bool:
-    """Whether the wave stands at its extreme value again and again, which only clipping does."""
-    if abs(rail) < 0.1:
+def has_offset(samples: np.ndarray, full: float = 1.0) -> bool:
+    """Whether the mean of `(samples,)` within ±`full` is far from 0, also against what varies around it."""
+    mean = abs(float(samples.mean(dtype=np.float64)))
+    return mean > OFFSET * full and mean > OFFSET_SHARE * float(samples.std(dtype=np.float64))
+
+
+def stands_at(samples: np.ndarray, rail: float, full: float = 1.0) -> bool:
+    """Whether the wave, `(samples,)` within ±`full`, stands at its extreme value again and again: it was clipped."""
+    if abs(rail) < 0.1 * full:
         return False
-    limit = np.float32(rail * 0.9999)
-    at = np.flatnonzero(samples >= limit if rail > 0 else samples <= limit)
-    runs = int(np.count_nonzero(np.diff(at) == 1))
-    return runs >= 8 and runs * 2000 >= len(samples)
+    limit = samples.dtype.type(rail * 0.9999)
+    beyond = samples >= limit if rail > 0 else samples <= limit
+    if np.count_nonzero(beyond) <= RUNS:
+        return False
+    runs = int(np.count_nonzero(beyond[1:] & beyond[:-1]))
+    return runs >= RUNS and runs * 2000 >= len(samples)

@@ -34,5 +34,5 @@ def checked(expected: str, audio: bytes, whole: np.ndarray) -> bool:
     return of_samples(whole) == expected
 
 
-def _little_endian(whole: np.ndarray) -> bytes:
-    return whole.astype(np.dtype("<i2"), copy=False).tobytes()
+def _little_endian(whole: np.ndarray) -> memoryview:
+    return np.ascontiguousarray(whole, np.dtype("<i2")).data.cast("B")

@@ -24,6 +24,7 @@ from infra.storage import exists, has_size, join, publish_bytes, read_bytes, sho
 
 THREADS = 16  # shards that are asked for at once
 READ = 4  # records of parts that are read at once: each takes some 5 MB while it is
+TOGETHER = 16  # parts whose rows become one table
 MAX_SOURCES = 100  # that a manifest lists
 NO_ROWS = SCHEMA.empty_table()
 
@@ -76,18 +77,7 @@ def publish(
     called again: the manifest that is there is returned. ValueError if parts are missing, nothing could be used,
     leaks are refused and there are some, or the data set was published from other shards.
     """
-    with ThreadPoolExecutor(READ) as pool:
-        parts = list(pool.map(lambda i: _collated(root_url, i, groups[i], data_url, settings), range(len(groups))))
-    found = [part for part in parts if part is not None]
-    if len(found) < len(groups):
-        missing = [shard_name(i) for i, part in enumerate(parts) if part is None]
-        raise ValueError(
-            f"{len(missing)} of {len(groups)} shards of {root_url} are not there yet "
-            f"({', '.join(missing[:5])}): run the ingest stage again, it resumes"
-        )
-    tables = [NO_ROWS, *(part.table for part in found)]
-    found = [part._replace(table=NO_ROWS) for part in found]
-    parts.clear()  # what is dropped need not stay in memory
+    tables, found = _collated_all(root_url, groups, data_url, settings)
     table, doubled, checks = check(_together(tables), settings)
     aside = [*rejects, *(reject for part in found for reject in part.rejects), *doubled]
     config = ingest_config(per_shard, settings)
@@ -111,6 +101,28 @@ def publish(
     return unsealed(data, AudioManifest, MANIFEST)
 
 
+def _collated_all(
+    root_url: str, groups: Sequence[Sequence[Keyed]], data_url: str, settings: Ingest
+) -> tuple[list[pa.Table], list[Collated]]:
+    """The rows of all parts in a few tables, and the parts without them. ValueError if parts are missing."""
+    tables, found, missing = [NO_ROWS], [], []
+    with ThreadPoolExecutor(READ) as pool:
+        for start in range(0, len(groups), TOGETHER):
+            some = range(start, min(start + TOGETHER, len(groups)))
+            parts = list(pool.map(lambda i: _collated(root_url, i, groups[i], data_url, settings), some))
+            there = [part for part in parts if part is not None]
+            missing += [shard_name(i) for i, part in zip(some, parts, strict=True) if part is None]
+            # Copied, because the small buffers of a part take twice the room of what is in them.
+            tables.append(pa.concat_tables([NO_ROWS, *(part.table for part in there)]).combine_chunks())
+            found += [part._replace(table=NO_ROWS) for part in there]
+    if missing:
+        raise ValueError(
+            f"{len(missing)} of {len(groups)} shards of {root_url} are not there yet "
+            f"({', '.join(missing[:5])}): run the ingest stage again, it resumes"
+        )
+    return tables, found
+
+
 def _together(tables: list[pa.Table]) -> pa.Table:
     """One table of all; the list is emptied, so that only the table holds the rows.
 
@@ -118,7 +130,9 @@ def _together(tables: list[pa.Table]) -> pa.Table:
     """
     whole = pa.concat_tables(tables)
     tables.clear()
-    place, prints = SCHEMA.get_field_index("fingerprint"), whole.column("fingerprint")
+    pa.default_memory_pool().release_unused()
+    place = SCHEMA.get_field_index("fingerprint")
+    prints: Any = whole.column("fingerprint")
     if sum(len(chunk.values) for chunk in prints.chunks) >= 1 << 31:  # more than one piece can hold
         return whole
     return whole.set_column(place, SCHEMA.field(place), prints.combine_chunks())

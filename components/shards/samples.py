@@ -9,6 +9,7 @@ import numpy as np
 
 from components.audio.decode import BadAudio, decode
 from components.audio.encode import to_flac, to_int16
+from components.audio.exact import exact_samples
 from components.audio.headers import fits, flac_md5
 from components.schema import SAMPLE_RATE, Annotation, Clip, MediaKind
 from components.shards.digests import of_bytes, of_md5, of_samples
@@ -71,7 +72,10 @@ def make_samples(
         if trusted is not None:
             yield _with(trusted, media)
             return
-    samples, marks = decode(data, original, settings.channels, recording.start, recording.duration)
+    samples = exact_samples(data) if whole and settings.only_keeps else None
+    marks: tuple[str, ...] = ()
+    if samples is None:
+        samples, marks = decode(data, original, settings.channels, recording.start, recording.duration)
     pieces = _pieces(samples, recording.annotation, settings)
     if pieces is None and whole:
         yield _with(_kept_or_aside(keyed, data, original, settings, samples, marks), media)
@@ -136,7 +140,7 @@ def _kept_or_aside(
     fault = _fault(noted, len(samples) / SAMPLE_RATE, quality, settings)
     if fault:
         return Aside(noted.id, *fault)
-    whole = to_int16(samples)
+    whole = samples if samples.dtype == np.int16 else to_int16(samples)
     audio, suffix, audio_digest = _stored(data, whole, marks)
     clip = Clip(
         **noted.model_dump(),

@@ -53,5 +53,10 @@ class Ingest(Declared):
         return self.measure or any(limit is not None for limit in (self.min_snr, self.min_bandwidth, self.max_clipped))
 
     @property
+    def only_keeps(self) -> bool:
+        """Whether whole clips are looked at for nothing but damage."""
+        return self.cut == "never" and not self.measures and not self.fingerprints
+
+    @property
     def fingerprints(self) -> bool:
         return self.duplicates == "near"

@@ -54,10 +54,20 @@ def write_tar(path: Path, members: Iterable[tuple[str, bytes]]) -> WrittenTar:
 
 
 def header(name: str, size: int) -> bytes:
-    """The 512 bytes before a member: mode 0644, times and owners zero."""
-    info = tarfile.TarInfo(name)
-    info.size = size
-    return info.tobuf(tarfile.USTAR_FORMAT)
+    """The 512 bytes before a member: mode 0644, times and owners zero. ValueError if the name is too long for ustar."""
+    encoded = name.encode()
+    if len(encoded) > 100 or size >= 8**11:
+        info = tarfile.TarInfo(name)
+        info.size = size
+        return info.tobuf(tarfile.USTAR_FORMAT)
+    made = bytearray(_EMPTY)  # tarfile takes ten times as long, which is felt with short clips
+    made[: len(encoded)] = encoded
+    made[124:136] = b"%011o\0" % size
+    made[148:156] = b"%06o\0 " % (sum(made) - sum(made[148:156]) + 8 * 32)
+    return bytes(made)
+
+
+_EMPTY = tarfile.TarInfo().tobuf(tarfile.USTAR_FORMAT)
 
 
 def is_framed(tar: npt.NDArray[np.uint8], name: str, offset: int, size: int, end: int) -> bool:

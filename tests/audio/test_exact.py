@@ -1,0 +1,84 @@
+"""components/audio/exact.py: dr_flac's samples are libFLAC's, and whatever is unusual is left to decode."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile as sf
+from hypothesis import given
+from hypothesis import strategies as st
+
+from components.audio.bounds import BadAudio
+from components.audio.decode import decode
+from components.audio.encode import to_flac, to_int16
+from components.audio.exact import exact_samples
+
+
+def wave(seconds: float = 1.0, gain: float = 0.5) -> np.ndarray:
+    time = np.arange(int(seconds * 16_000)) / 16_000
+    noise = np.random.default_rng(3).normal(0, 0.05, len(time))
+    return (gain * np.sin(2 * np.pi * 220 * time) + noise).astype(np.float32)
+
+
+def flac(samples: np.ndarray, rate: int = 16_000, subtype: str = "PCM_16") -> bytes:
+    buffer = io.BytesIO()
+    sf.write(buffer, samples, rate, format="FLAC", subtype=subtype)
+    return buffer.getvalue()
+
+
+def test_samples_are_those_of_libflac() -> None:
+    whole = to_int16(wave(3.7))
+    found = exact_samples(to_flac(whole))
+    assert found is not None and found.dtype == np.int16
+    assert (found == whole).all()
+
+
+def test_real_recordings_are_the_same_by_both_decoders(shared_data: Path) -> None:
+    compared = 0
+    for file in sorted(shared_data.glob("*/audio/*.flac"))[::97]:
+        found = exact_samples(file.read_bytes())
+        if found is not None:
+            samples, marks = decode(file.read_bytes(), file.name)
+            assert (found == to_int16(samples)).all() and marks == ()
+            compared += 1
+    assert compared >= 5
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        flac(wave(), rate=8_000),
+        flac(wave(), subtype="PCM_24"),
+        flac(np.stack([wave(), wave()], axis=1)),
+        flac(wave() * 0.0),
+        flac(np.clip(wave(gain=3.0), -0.9, 0.9)),
+        flac(wave(gain=0.01) + 0.3),
+        b"fLaC" + bytes(60),
+        b"",
+    ],
+    ids=["rate", "bits", "stereo", "silent", "clipped", "offset", "header", "empty"],
+)
+def test_what_does_not_fit_or_needs_a_note_is_left_to_decode(data: bytes) -> None:
+    assert exact_samples(data) is None
+
+
+WHOLE = to_flac(to_int16(wave(1.5)))
+
+
+@given(st.integers(42, len(WHOLE) - 1), st.integers(0, 7))
+def test_damage_is_never_taken_for_audio(place: int, bit: int) -> None:
+    """A flipped bit of a frame is left to libFLAC, unless the samples are what they were."""
+    data = bytearray(WHOLE)
+    data[place] ^= 1 << bit
+    found = exact_samples(bytes(data))
+    assert found is None or (found == to_int16(wave(1.5))).all()
+
+
+@given(st.integers(0, len(WHOLE) - 1))
+def test_a_cut_file_is_left_to_decode(length: int) -> None:
+    assert exact_samples(WHOLE[:length]) is None
+    with pytest.raises(BadAudio):
+        decode(WHOLE[:length], "cut.flac")
