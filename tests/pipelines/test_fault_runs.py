@@ -29,7 +29,7 @@ from tests.pipelines.conftest import earloom, wait_for
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 RATES = {"errors": 0.10, "resets": 0.02, "truncated": 0.01}
 LATENCY = 0.03  # seconds of each request where something is killed, as an object store has them
-CLIPS, JOINED, PER_SHARD = 64, 16, 8
+CLIPS, JOINED, PER_SHARD = 72, 16, 12
 SHARDS = CLIPS // PER_SHARD
 TURNS = 3
 LIMIT = 1.35  # times as long with faults as without
@@ -239,6 +239,7 @@ def test_after_a_killed_driver_the_next_goes_on(
     assert len(workers) == 2
     assert psutil.wait_procs(workers, timeout=60)[1] == []  # they end with their driver
 
+    proxy.change()
     seen = contents(lake)
     assert not any(name.endswith(("manifest.json", "samples.parquet")) for name in seen)
     whole = only_audio(straight)
@@ -256,21 +257,36 @@ def test_after_a_killed_driver_the_next_goes_on(
 
 
 def test_two_drivers_at_once_end_well_and_alike(
-    recordings: Path, bucket: str, proxy: Remote, straight: dict[str, str], prefect_url: str, tmp_path: Path
+    recordings: Path,
+    bucket: str,
+    proxy: Remote,
+    straight: dict[str, str],
+    prefect_url: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """Two command lines that ingest; then, as processes that import torch are slow, two threads that cache."""
+    from pipelines import remote
+    from pipelines.cache import cache_features
+    from pipelines.locate import Workspace
+
     lake = f"{bucket}/race"
-    for stage in ("ingest", "cache"):
-        proxy.change(seed=30, delay=LATENCY, **RATES)
-        drivers = [
-            earloom(
-                stage, *words(recordings, lake), "cpus=1", lake=tmp_path / "none", server=prefect_url, EARLOOM_HOME=home
-            )
-            for home in (str(tmp_path / "one"), str(tmp_path / "two"))
-        ]
-        for driver in drivers:
-            output, _ = driver.communicate(timeout=300)
-            assert driver.returncode == 0, output
-        written = proxy.written()
-        assert len([name for name in written if name.endswith(".tar")]) > SHARDS  # they did meet
+    proxy.change(seed=30, delay=LATENCY, **RATES)
+    settings = (*words(recordings, lake), "cpus=1")
+    drivers = [earloom("ingest", *settings, lake=tmp_path / "none", server=prefect_url) for _ in range(2)]
+    for driver in drivers:
+        output, _ = driver.communicate(timeout=300)
+        assert driver.returncode == 0, output
+    assert len([name for name in proxy.written() if name.endswith(".tar")]) > SHARDS  # they did meet
+
+    monkeypatch.setattr(remote, "over_shards", in_threads)
+    monkeypatch.setenv("EARLOOM_HOME", str(tmp_path / "home"))
+    works = [Workspace(config(recordings, lake)) for _ in range(2)]
+    roots = [work.feature_roots["speech"] for work in works]
+    proxy.change(seed=31, delay=LATENCY, **RATES)
+    with ThreadPoolExecutor(2) as pool:
+        reports = list(pool.map(cache_features.fn, works))
+    assert [(report.done + report.reused, report.url) for report in reports] == [(SHARDS, root) for root in roots]
+    assert len([name for name in proxy.written() if name.endswith(".tar")]) > SHARDS
     proxy.change()
     assert contents(lake) == straight

@@ -183,7 +183,7 @@ def test_the_benchmark_finds_growth() -> None:
     few = ingest(1000)
     assert faults_of(few, ingest(1000 + int(900 * GROWTH), 300 * PER_FILE), 300) == []
     grown = faults_of(few, ingest(1200, 300 * PER_FILE + 300, samples=101), 300)
-    assert [fault[:9] for fault in grown] == ["a worker'", "the drive", "in publis", "101 sampl"]
+    assert [fault[:9] for fault in grown] == ["a worker'", "the drive", "101 sampl"]
 
 
 @pytest.mark.slow
