@@ -251,8 +251,6 @@ def listen(
     typer.echo(answer(model, file, question, Workspace(config).tracking_uri))
 
 
-
-
 @app.command(epilog="Example: earloom architectures --markdown")
 def architectures(
     markdown: Annotated[bool, typer.Option("--markdown", help="All systems of the list, as a Markdown table.")] = False,

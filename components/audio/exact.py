@@ -9,14 +9,17 @@ from __future__ import annotations
 import numpy as np
 
 from components.audio.headers import fits
-from components.audio.level import SILENCE, has_offset, stands_at
+from components.audio.level import CLIPPED, SILENCE, SILENT, has_offset, stands_at
 from components.audio.sniff import refusal
 
 FULL = 32768
 
 
-def exact_samples(data: bytes) -> np.ndarray | None:
-    """`(samples,)` int16 of a 16 kHz mono FLAC of 16 bits which is whole and needs no mending; None for all else."""
+def exact_samples(data: bytes) -> tuple[np.ndarray, tuple[str, ...]] | None:
+    """`(samples,)` int16 of a whole 16 kHz mono FLAC of 16 bits that needs no mending, and what is to be noted of it.
+
+    None for all else.
+    """
     header = fits(data)
     if header is None or header.format != "FLAC" or refusal(data):
         return None
@@ -27,14 +30,10 @@ def exact_samples(data: bytes) -> np.ndarray | None:
     except miniaudio.MiniaudioError:
         return None
     samples = np.frombuffer(decoded.samples, np.int16)
-    if decoded.nchannels != 1 or len(samples) != header.frames:
+    if decoded.nchannels != 1 or len(samples) != header.frames or has_offset(samples, FULL):
         return None
-    return samples if _is_level(samples) else None
-
-
-def _is_level(samples: np.ndarray) -> bool:
-    """Whether `level` would change nothing and note nothing."""
     low, high = int(samples.min()), int(samples.max())
-    if max(high, -low) < SILENCE * FULL or has_offset(samples, FULL):
-        return False
-    return not (stands_at(samples, high, FULL) or stands_at(samples, low, FULL))
+    if max(high, -low) < SILENCE * FULL:
+        return samples, (SILENT,)
+    clipped = stands_at(samples, high, FULL) or stands_at(samples, low, FULL)
+    return samples, (CLIPPED,) if clipped else ()

@@ -12,6 +12,8 @@ import numpy as np
 from components.audio.bounds import BadAudio
 
 Channels = Literal["mean", "loudest", "first"]
+SILENT, CLIPPED = "silent", "clipped"
+ONLY_NOTED = frozenset({SILENT, CLIPPED})  # marks of samples that are as they were
 
 OFFSET = 0.01  # mean of the samples above which it is taken off, if it is also OFFSET_SHARE of what is left
 OFFSET_SHARE = 0.2
@@ -85,10 +87,10 @@ def level(samples: np.ndarray, inside: slice, marks: list[str]) -> np.ndarray:
         low, high = low - mean, high - mean
     peak = max(high, -low)
     if peak < SILENCE:
-        marks.append("silent")
+        marks.append(SILENT)
         return samples
     if clipped:
-        marks.append("clipped")
+        marks.append(CLIPPED)
     if peak > 1.0:
         if peak > 2.0 and peak > GLITCH * float(np.percentile(np.abs(samples[inside]), 99.9)):
             raise BadAudio(f"single samples reach {peak:.3g} where the rest is near 0; export it again")

@@ -11,6 +11,7 @@ from components.audio.decode import BadAudio, decode
 from components.audio.encode import to_flac, to_int16
 from components.audio.exact import exact_samples
 from components.audio.headers import fits, flac_md5
+from components.audio.level import ONLY_NOTED
 from components.schema import SAMPLE_RATE, Annotation, Clip, MediaKind
 from components.shards.digests import of_bytes, of_md5, of_samples
 from components.shards.group import Keyed
@@ -72,10 +73,8 @@ def make_samples(
         if trusted is not None:
             yield _with(trusted, media)
             return
-    samples = exact_samples(data) if whole and settings.only_keeps else None
-    marks: tuple[str, ...] = ()
-    if samples is None:
-        samples, marks = decode(data, original, settings.channels, recording.start, recording.duration)
+    exact = exact_samples(data) if whole and settings.only_keeps else None
+    samples, marks = exact or decode(data, original, settings.channels, recording.start, recording.duration)
     pieces = _pieces(samples, recording.annotation, settings)
     if pieces is None and whole:
         yield _with(_kept_or_aside(keyed, data, original, settings, samples, marks), media)
@@ -160,7 +159,7 @@ def _kept_or_aside(
 
 def _stored(data: bytes, whole: np.ndarray, marks: tuple[str, ...]) -> tuple[bytes, str, str]:
     """Bytes, suffix and digest of the audio: those of the file where it fits and nothing had to be mended."""
-    header = fits(data) if data and not marks else None
+    header = fits(data) if data and ONLY_NOTED.issuperset(marks) else None
     if header is not None and header.format == "OGG":
         return data, "ogg", of_bytes(data)
     kept = header is not None and header.frames == len(whole)

@@ -69,6 +69,7 @@ def corpus(folder: Path, form: str, clips: int) -> float:
         length = int(chance.uniform(5, 20) * 16_000)
         start = int(chance.integers(0, max(1, len(whole) - length)))
         samples = np.fromiter(islice(cycle(whole[start : start + length]), length), np.float32, length)
+        samples -= samples.mean()
         samples *= np.float32(chance.uniform(0.3, 0.9) / max(1e-3, float(np.abs(samples).max())))
         if rate != 16_000:
             samples = soxr.resample(samples, 16_000, rate)
