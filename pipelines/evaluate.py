@@ -109,7 +109,7 @@ def read_hypotheses(work: Workspace) -> list[Hypothesis]:
 
 
 def _held_out(work: Workspace) -> list[dict[str, Any]]:
-    rows = [row for row in read_rows(work.audio_root) if row["split"] == work.config.split]
+    rows = list(read_rows(work.audio_root).where("split", work.config.split))
     tasks = _tasks(work, rows)
     usable = [row for row in rows if any(samples_of(row, task) for task in tasks)]
     if not usable:

@@ -100,11 +100,11 @@ def write_run_report(work: Workspace, reports: list[StageReport]) -> str:
         return url
     scores, before = read_scores(work)
     registered = storage.read_json(storage.join(work.run_root, REGISTERED))
-    rows = {row["key"]: row for row in read_rows(work.audio_root)}
+    chosen = choose(read_hypotheses(work), EXAMPLES)
+    keys = {hypothesis.key for hypothesis in chosen}
+    rows = {row["key"]: row for row in read_rows(work.audio_root) if row["key"] in keys}
     reader = ShardReader(work.audio_root)
-    examples = [
-        Example(answer=h, samples=reader.waveform(rows[h.key])) for h in choose(read_hypotheses(work), EXAMPLES)
-    ]
+    examples = [Example(answer=hypothesis, samples=reader.waveform(rows[hypothesis.key])) for hypothesis in chosen]
     data = ReportData(
         model=work.model_name,
         architecture=work.architecture.title,
