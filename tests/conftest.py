@@ -11,9 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
-settings.register_profile("earloom", deadline=None)  # a machine that is busy is no fault of an example
+# A machine that is busy is no fault of an example.
+settings.register_profile("earloom", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("earloom")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
