@@ -12,6 +12,7 @@ from __future__ import annotations
 import fcntl
 import os
 import re
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +21,10 @@ from infra import disk, objects, storage
 
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
 DEFAULT = "20GB"
+TIDY = 1.0  # seconds; who reads clip after clip need not look for room after each
 ROUNDS = 5  # others may remove a shard between its download and its use, but not for ever
+
+_tidied = -TIDY  # when this process last looked for room
 
 
 def folder() -> Path:
@@ -71,7 +75,7 @@ def cached_copy(url: str, sha256: str, size: int) -> Iterator[Path]:
                     return
         raise OSError(f"{path} is removed again and again: make $EARLOOM_SHARD_CACHE larger than what is used at once")
     finally:
-        if fetched:  # while it was in use it may have been more than there is room for
+        if fetched or time.monotonic() - _tidied > TIDY:  # what was in use may have been more than there is room for
             make_room(allowed)
 
 
@@ -143,7 +147,8 @@ def _download(url: str, path: Path, lock: int, size: int, allowed: int) -> None:
 
 def make_room(allowed: int) -> None:
     """Remove the shards that were used longest ago, until the rest has `allowed` bytes; those in use stay."""
-    place = folder()
+    global _tidied
+    place, _tidied = folder(), time.monotonic()
     with _locked(place / ".room", fcntl.LOCK_EX):
         known = sorted((_last_use(lock), lock) for lock in place.glob("*.lock"))
         total = sum(size for (_, size), _ in known)
