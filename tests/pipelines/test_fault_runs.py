@@ -29,7 +29,7 @@ from tests.pipelines.conftest import earloom, wait_for
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 RATES = {"errors": 0.10, "resets": 0.02, "truncated": 0.01}
 LATENCY = 0.03  # seconds of each request where something is killed, as an object store has them
-CLIPS, JOINED, PER_SHARD = 72, 16, 12
+CLIPS, JOINED, PER_SHARD = 72, 40, 12
 SHARDS = CLIPS // PER_SHARD
 TURNS = 3
 LIMIT = 1.35  # times as long with faults as without
@@ -37,7 +37,7 @@ LIMIT = 1.35  # times as long with faults as without
 
 @pytest.fixture(scope="module")
 def recordings(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Clips of half a minute, spoken sentences one after the other, so that a shard is some work."""
+    """Clips of more than a minute, spoken sentences one after the other, so that a shard is some work."""
     folder = tmp_path_factory.mktemp("recordings")
     spoken = [json.loads(line) for line in (corpus / "manifest.jsonl").read_text().splitlines()]
     audio = [soundfile.read(corpus / row["audio"], dtype="int16")[0] for row in spoken]

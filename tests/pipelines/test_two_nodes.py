@@ -157,6 +157,10 @@ def test_one_actor_a_gpu_and_else_one_a_core(nodes: Any, data: Path, tmp_path: P
         return work
 
     settings = config(nodes, data, tmp_path)
+    infra_cluster.connect(nodes.address, 1)
+    until = time.monotonic() + 60
+    while ray.cluster_resources()["CPU"] != 2 and time.monotonic() < until:  # a killed node is missed after seconds
+        time.sleep(0.2)
     for gpus, share in ((True, {"CPU": 1.0, "GPU": 1.0}), (False, {"CPU": 1.0})):
         with remote.Crew(settings, placed, (), 60, gpus) as crew:
             found = [result for _, result in crew.over(range(60))]
