@@ -179,6 +179,7 @@ def test_ctc_lists_the_labels_that_the_loss_counts(subject: Subject) -> None:
     assert "the end token is the blank" in explain_page(view)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", names())
 def test_both_views_of_every_architecture(name: str) -> None:
     subject = built(name)

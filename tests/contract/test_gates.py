@@ -174,6 +174,7 @@ def test_save_and_load_give_the_same_logits(subject: Subject, tmp_path: Path) ->
         assert all(torch.equal(one.features[role], other.features[role]) for role in one.features)
 
 
+@pytest.mark.slow
 def test_a_folder_that_does_not_fit_is_refused(subject: Subject, tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
@@ -201,6 +202,7 @@ def test_one_batch_can_be_overfitted(subject: Subject, tmp_path: Path) -> None:
     assert losses[-1] < losses[0] / 3
 
 
+@pytest.mark.slow
 def test_every_stage_of_the_recipe_runs_and_starts_from_the_one_before(subject: Subject, tmp_path: Path) -> None:
     trained: list[str] = []
     for number, stage in enumerate(subject.preset.recipe.stages):
@@ -237,6 +239,7 @@ def test_all_presets_are_complete(subject: Subject) -> None:
         assert type(preset).model_validate(preset.model_dump(mode="json")) == preset
 
 
+@pytest.mark.slow
 def test_paper_groups_exist_on_the_meta_device(subject: Subject) -> None:
     preset = subject.architecture.preset("paper")
     model = subject.architecture.on_meta(preset)

@@ -132,6 +132,7 @@ def test_a_truncated_shard_is_refused_also_behind_a_page_that_was_mapped(store: 
         FeatureStore(store.root).load("000000-003")
 
 
+@pytest.mark.slow
 def test_a_view_outlives_its_store_and_its_file(store: FeatureStore) -> None:
     tar = Path(store.root) / "shard-000001.tar"
     expected = load(stored_bytes(store, "000001-002"))["features"]

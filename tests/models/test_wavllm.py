@@ -59,6 +59,7 @@ def batch_of(pairs: list[Pair], layout: Layout = "right") -> Batch:
 # ---- sizes and rates ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_published_numbers_of_parameters() -> None:
     preset = WavLLM.preset("paper")
     model = WavLLM.on_meta(preset)

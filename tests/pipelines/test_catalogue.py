@@ -28,12 +28,14 @@ def cells(table: str) -> dict[str, dict[str, str]]:
     return {row[0].partition(" (`")[0]: dict(zip(COLUMNS, row, strict=True)) for row in rows}
 
 
+@pytest.mark.slow
 def test_the_table_of_the_readme_is_what_the_code_says(table: str) -> None:
     text = README.read_text(encoding="utf-8")
     printed = text.partition(BEGIN)[2].partition(END)[0].strip()
     assert printed == table, "the README's table is old; run: .venv/bin/earloom architectures --into README.md"
 
 
+@pytest.mark.slow
 def test_every_system_of_the_list_has_a_row(cells: dict[str, dict[str, str]]) -> None:
     assert list(cells) == [system.name for system in SYSTEMS]
     assert len(cells) == len({row["arXiv"] for row in cells.values()}) == 26
@@ -50,6 +52,7 @@ def test_every_architecture_cites_a_paper_of_the_list() -> None:
     assert len({arxiv(load(name)) for name in names()}) == len(names())
 
 
+@pytest.mark.slow
 def test_figures_are_the_published_ones(cells: dict[str, dict[str, str]]) -> None:
     assert cells["SALMONN"]["trained / total"].startswith("33.3 M / ")
     assert cells["SALMONN"]["audio tokens / s"] == "88 / clip"
@@ -81,6 +84,7 @@ def test_three_digits(count: int, text: str) -> None:
     assert short_number(count) == text
 
 
+@pytest.mark.slow
 def test_the_table_is_put_between_its_marks(tmp_path: Path, table: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(catalogue, "markdown", lambda: table)
     document = tmp_path / "x.md"
@@ -93,6 +97,7 @@ def test_the_table_is_put_between_its_marks(tmp_path: Path, table: str, monkeypa
         write_markdown(document)
 
 
+@pytest.mark.slow
 def test_the_command_prints_it(table: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(catalogue, "markdown", lambda: table)
     assert CliRunner().invoke(app, ["architectures", "--markdown"]).output == table + "\n"

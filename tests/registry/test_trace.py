@@ -194,6 +194,7 @@ def test_clips_that_the_index_lacks_are_found_in_the_parts(tmp_path: Path) -> No
     assert follow(lake, "speaker", "s0").audio[0].dropped == 0
 
 
+@pytest.mark.slow
 def test_two_hundred_thousand_clips_in_a_second(tmp_path: Path) -> None:
     lake = str(tmp_path)
     audio = add_audio(lake, "talk", "v1", index_table(200_000, per_shard=256, speakers=1000))

@@ -37,7 +37,7 @@ def test_groups_are_never_too_large_and_mostly_more_than_half_full() -> None:
     assert 0.05 < np.mean([size == 256 for size in sizes]) < 0.25
 
 
-@settings(max_examples=25)
+@settings(max_examples=10)
 @given(st.integers(0, 1999), st.integers(1, 3))
 def test_a_change_moves_few_groups(place: int, count: int) -> None:
     """Of about 85 groups; how far a change reaches is chance, and far reaches are rare."""

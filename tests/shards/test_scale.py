@@ -45,6 +45,7 @@ def traced(work: Callable[[], Any]) -> tuple[Any, float, float]:
     return made, left / MB, peak / MB
 
 
+@pytest.mark.slow
 def test_a_recording_takes_little(tmp_path: Path) -> None:
     """A million of them must leave room for their index: 1.7 kB each, 2 kB while they are read."""
     left, peak = {}, {}
@@ -88,6 +89,7 @@ def many_rows(rows: int, length: int) -> pa.Table:
     return table.set_column(SCHEMA.get_field_index("fingerprint"), SCHEMA.field("fingerprint"), prints)
 
 
+@pytest.mark.slow
 def test_duplicates_are_looked_for_in_bounded_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """However many hashes there are, so many are sorted at a time; twice the rows take little more."""
     monkeypatch.setattr("components.shards.duplicates.PART", 1 << 15)

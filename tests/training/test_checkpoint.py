@@ -249,6 +249,7 @@ def test_the_operating_systems_refusal_is_known_behind_safetensors(
 # ---- kills ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_killed_before_or_after_any_storage_call(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Each call to the store is where the process dies, before or after the call took effect."""
     attempt, died = stores.attempt, []

@@ -101,6 +101,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", ["lm", "ctc"])
 def test_packed_bucketed_and_one_sample_at_a_time_learn_the_same(tmp_path: Path, loss: Loss) -> None:
     forms: dict[str, tuple[Layout, int]] = {"bucketed": ("bucketed", 0), "packed": ("packed", 0), "ones": ("packed", 1)}

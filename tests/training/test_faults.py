@@ -118,6 +118,7 @@ def with_memory_for(tokens: int) -> Built:
     return parts
 
 
+@pytest.mark.slow
 def test_when_memory_runs_out_the_micro_batch_is_halved_and_the_batch_stays(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -143,6 +144,7 @@ def test_a_smaller_setting_wins_over_what_was_noted(tmp_path: Path) -> None:
     assert [memory.MicroBatch(str(tmp_path), asked).tokens for asked in (None, 100, 400)] == [200, 100, 200]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize(
     "micro_tokens", [pytest.param(0, marks=pytest.mark.slow), pytest.param(64, marks=pytest.mark.slow), 170]
