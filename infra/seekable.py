@@ -11,10 +11,14 @@ from infra.stores import shown
 
 
 class Reader(io.RawIOBase):
-    """A remote file to read from and to seek in; each read is a checked request for a range. Wrap it in a buffer."""
+    """A remote file to read from and to seek in; each read is a checked request for a range. Wrap it in a buffer.
+
+    `error` is why the last read failed.
+    """
 
     def __init__(self, url: str) -> None:
         self.url, self.there, self.at = url, objects.stored(url), 0
+        self.error: Exception | None = None
 
     def readable(self) -> bool:
         return True
@@ -34,7 +38,11 @@ class Reader(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         length = max(0, min(len(buffer), self.there.size - self.at))
-        buffer[:length] = objects.part(self.url, self.there, self.at, length)
+        try:
+            buffer[:length] = objects.part(self.url, self.there, self.at, length)
+        except Exception as error:
+            self.error = error
+            raise
         self.at += length
         return length
 

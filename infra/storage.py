@@ -79,10 +79,7 @@ def size(url: str) -> int:
     """Bytes of a file. FileNotFoundError, or IsADirectoryError for a folder."""
     if is_local(url):
         return disk.regular(local_path(url)).st_size
-    info = stores.info(url)
-    if info["type"] == "directory":
-        raise IsADirectoryError(f"{shown(url)} is a folder")
-    return len(read_bytes(url)) if info["size"] is None else int(info["size"])
+    return objects.stored(url).size
 
 
 def has_size(url: str, expected: int) -> bool:
@@ -127,11 +124,16 @@ def read_json(url: str) -> Any:
         raise ValueError(f"{shown(url)} is not JSON ({error}): remove it and run the stage again") from error
 
 
-def open_read(url: str) -> BinaryIO:
-    """A file to read from and to seek in; close it."""
+def open_read(url: str, block: int = BLOCK) -> BinaryIO:
+    """A file to read from and to seek in; of a remote one `block` bytes are read at a time. Close it."""
     if is_local(url):
         return open(local_path(url), "rb")
-    return cast(BinaryIO, io.BufferedReader(seekable.Reader(url), BLOCK))
+    return cast(BinaryIO, io.BufferedReader(seekable.Reader(url), block))
+
+
+def read_error(file: BinaryIO) -> Exception | None:
+    """Why the last read of a remote file from `open_read` failed: libraries that read it may hide the reason."""
+    return getattr(getattr(file, "raw", None), "error", None)
 
 
 def list_names(url: str) -> list[str]:

@@ -76,7 +76,7 @@ def lake(tmp_path_factory: pytest.TempPathFactory) -> Lake:
     of_plain, of_small = bits_of(plain, shard.name), bits_of(small, shard.name)
 
     def reused() -> object:
-        return feature_reuse.taken_over(str(by_fingerprint), str(folder / "other"), shard, folder)
+        return feature_reuse.taken_over(str(by_fingerprint), str(folder / "other"), shard)
 
     kinds = {
         "audio manifest": Kind(Path(audio_root, "manifest.json"), lambda: read_manifest(audio_root)),

@@ -7,12 +7,11 @@ for a start beyond the end, and shorter than `duration` where the file ends befo
 
 from __future__ import annotations
 
-import io
 import os
 import re
 import threading
 from collections import OrderedDict
-from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 from components.audio.decode import BadAudio
 from infra import storage
@@ -27,56 +26,19 @@ KEPT = 2  # row groups that stay in memory, of MAX_BYTES together
 CHANGED = "its container is not what it was when it was listed; run the ingest stage again"
 
 
-class _Ranged(io.RawIOBase):
-    """A remote file to seek in; each read is a request that is tried again. `error` is why the last one failed."""
-
-    def __init__(self, url: str) -> None:
-        self.url, self.size, self.at = url, storage.size(url), 0
-        self.error: Exception | None = None
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        self.at = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self.at, os.SEEK_END: self.size}[whence]
-        return self.at
-
-    def tell(self) -> int:
-        return self.at
-
-    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
-        wanted = max(0, min(len(buffer), self.size - self.at))
-        try:
-            data = storage.read_range(self.url, self.at, wanted) if wanted else b""
-        except Exception as error:
-            self.error = error
-            raise
-        if len(data) < wanted:
-            self.error = OSError(f"{storage.shown(self.url)}: {len(data)} of {wanted} bytes came; run the stage again")
-            raise self.error
-        buffer[:wanted] = data
-        self.at += wanted
-        return wanted
-
-
 class Container:
     """A file to seek in, local or remote; `error` is why the store did not hand it out, if that is what went wrong."""
 
     def __init__(self, url: str) -> None:
-        self._ranged = None if storage.is_local(url) else _Ranged(url)
-        self.size = self._ranged.size if self._ranged else storage.size(url)
-        self.file: BinaryIO
-        if self._ranged is None:
-            self.file = storage.open_read(url)
-        else:
-            self.file = cast(BinaryIO, io.BufferedReader(self._ranged, BUFFER))
+        if storage.is_local(url):
+            storage.size(url)  # refuses a pipe, which to open would wait for ever
+        self.file: BinaryIO = storage.open_read(url, BUFFER)
+        self.size = self.file.seek(0, os.SEEK_END)
+        self.file.seek(0)
 
     @property
     def error(self) -> Exception | None:
-        return self._ranged.error if self._ranged else None
+        return storage.read_error(self.file)
 
     def __enter__(self) -> Container:
         return self

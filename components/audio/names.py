@@ -46,6 +46,11 @@ def name_faults(root: str, names: Iterable[str]) -> dict[str, str]:
     return found
 
 
+def hidden(name: str) -> bool:
+    """Whether a file is of the system, not of the data: below a name that begins with a dot, or `__MACOSX`."""
+    return any((part.startswith(".") and part not in (".", "..")) or part == "__MACOSX" for part in name.split("/"))
+
+
 def spellings(path: str) -> list[str]:
     """A path as written, then with its letters composed, decomposed, and with backslashes as slashes."""
     forward = posixpath.normpath(path.replace("\\", "/"))

@@ -13,7 +13,7 @@ from components.audio.ids import unique
 from components.audio.inside import MAX_BYTES
 from components.audio.manifests import MANIFEST_NAMES, MANIFEST_SUFFIXES, MAX_LINE, MAX_MANIFEST, TOO_LARGE, read_rows
 from components.audio.media import row_media
-from components.audio.names import LEADS_OUT, Fence, name_faults, spellings, unopened
+from components.audio.names import LEADS_OUT, Fence, hidden, name_faults, spellings, unopened
 from components.audio.rows import (
     BadRow,
     Found,
@@ -102,7 +102,7 @@ def _look(data: str) -> tuple[str, list[Found], list[Reject]]:
         folder, _, name = data.rpartition("/")
         root = folder or ("/" if data.startswith("/") else ".")
         return root, *_read(root, [name], [name] if _is_manifest(name) else [])
-    names = [name for name in storage.find(data, inside=True) if not _hidden(name)]
+    names = [name for name in storage.find(data, inside=True) if not hidden(name)]
     faults = name_faults(data, names)
     names = [name for name in names if name not in faults]
     found, rejects = _read(data, names, _manifests(names))
@@ -143,10 +143,6 @@ def _guarded(root: str, name: str, read: Callable[[], Read]) -> Read:
 
 def _suffix(name: str) -> str:
     return posixpath.splitext(name)[1].lower()
-
-
-def _hidden(name: str) -> bool:
-    return any(part.startswith(".") or part == "__MACOSX" for part in name.split("/"))
 
 
 def _matters(name: str) -> bool:

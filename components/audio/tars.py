@@ -16,6 +16,7 @@ from typing import Any, BinaryIO, NamedTuple
 from components.audio.inside import Container
 from components.audio.manifests import MAX_LINE, parse_json
 from components.audio.media import KINDS, SUFFIXES
+from components.audio.names import hidden
 from components.audio.rows import BadRow, Found, FoundMedia, annotation, gather, part_of_file, rejected, split_in_name
 from components.schema import Reject
 from infra import storage
@@ -62,7 +63,7 @@ def _recordings(root: str, name: str, suffixes: tuple[str, ...]) -> Iterator[Fou
         try:
             for member in members(container.file, container.size):
                 key, suffix = _key(member.name)
-                if not suffix or _hidden(member.name):
+                if not suffix or hidden(member.name):
                     if member.fault:
                         yield rejected(f"{name}: {member.name}", member.fault, key)
                     continue
@@ -192,10 +193,6 @@ def _key(name: str) -> tuple[str, str]:
     folder, file = posixpath.split(name)
     first, _, suffix = file.partition(".")
     return posixpath.join(folder, first), suffix.lower()
-
-
-def _hidden(name: str) -> bool:
-    return any((part.startswith(".") and part not in (".", "..")) or part == "__MACOSX" for part in name.split("/"))
 
 
 # ---- the format -----------------------------------------------------------------------------------------------------

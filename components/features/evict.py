@@ -8,24 +8,21 @@ damaged manifest does not make a cache look unused.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from datetime import datetime
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from components.schema import FeatureManifest, Strict
 from components.seal import read_sealed
-from infra import disk, stores
-from infra.storage import exists, is_local, join, local_path, remove_tree, write_json
+from infra.listing import files_below
+from infra.storage import join, remove_tree, write_json
 
 MANIFEST = "manifest.json"
 MARK = "evicting.json"  # in a cache that is being removed
 FOLDER = "features"
 IN_USE = 3600.0  # seconds since the last change within which a cache counts as being made
 THREADS = 16  # small files that are asked for, or files that are removed, at once
-TIMES = ("LastModified", "last_modified", "updated", "mtime", "modified", "created")  # as file systems call it
 
 
 class Cache(Strict):
@@ -78,10 +75,10 @@ def list_caches(lake: str, audio: Mapping[str, str], users: Mapping[str, Sequenc
     """
     root = join(lake, FOLDER)
     caches: dict[str, dict[str, tuple[int, float]]] = {}
-    for name, size, modified in _files(root):
-        place, _, file = _split(name)
-        if file:
-            caches.setdefault(place, {})[file] = (size, modified)
+    for name, size, modified in files_below(root):
+        parts = name.split("/")
+        if len(parts) > 3:  # <fingerprint>/<dataset>/<version>/<file>
+            caches.setdefault("/".join(parts[:3]), {})["/".join(parts[3:])] = (size, modified)
     with ThreadPoolExecutor(THREADS) as pool:
         return list(pool.map(lambda one: _cache(root, one[0], one[1], audio, users), sorted(caches.items())))
 
@@ -121,7 +118,7 @@ def remove(cache: Cache) -> None:
     """Remove a cache: its manifest first, then the rest. Killed midway, the next `choose` takes it first."""
     write_json(join(cache.url, MARK), {"removing": cache.place})
     remove_tree(join(cache.url, MANIFEST))
-    names = [name for name, _, _ in _files(cache.url) if name != MARK]
+    names = [name for name, _, _ in files_below(cache.url) if name != MARK]
     with ThreadPoolExecutor(THREADS) as pool:
         list(pool.map(lambda name: remove_tree(join(cache.url, name)), names))
     remove_tree(cache.url)
@@ -183,30 +180,3 @@ def _encoder(key: Mapping[str, Any]) -> str:
     spec, form = key.get("encoder"), key.get("form")
     name = str(spec.get("kind", "unknown")) if isinstance(spec, dict) else str(spec or "unknown")
     return f"{name}, {form.get('name')}" if isinstance(form, dict) else name
-
-
-def _split(name: str) -> tuple[str, str, str]:
-    """`<fingerprint>/<dataset>/<version>/<file>` → the place and the file."""
-    parts = name.split("/")
-    return "/".join(parts[:3]), "/", "/".join(parts[3:])
-
-
-def _files(url: str) -> Iterator[tuple[str, int, float]]:
-    """Files below a folder: name relative to it, bytes, and the time of their last change in seconds since 1970."""
-    if is_local(url):
-        for name in disk.walk(Path(local_path(url))):
-            with suppress(FileNotFoundError):  # removed in the meantime
-                status = (local_path(url) / name).stat()
-                yield name, status.st_size, status.st_mtime
-        return
-    found = stores.attempt(url, lambda files, path: (path, files.find(path, detail=True))) if exists(url) else ("", {})
-    for name, info in found[1].items():
-        yield str(name)[len(found[0]) :].lstrip("/"), int(info.get("size") or 0), _time(info)
-
-
-def _time(info: Mapping[str, Any]) -> float:
-    """What a store says of when a file was written; now if it says nothing, so that the file counts as in use."""
-    said = next((info[name] for name in TIMES if info.get(name) is not None), None)
-    if isinstance(said, str):
-        said = datetime.fromisoformat(said)
-    return said.timestamp() if isinstance(said, datetime) else float(said or time.time())

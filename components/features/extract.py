@@ -100,23 +100,17 @@ def extract_all(shard: ShardInfo, rows: Sequence[Row], audio_root: str, targets:
 
     The bytes of each cache are those that it has when it is made alone. The encoders must be on one kind of device.
     """
-    parts = [finished_part(shard, target.root) for target in targets]
-    if None in parts:
-        place = scratch(join(targets[parts.index(None)].root, shard.name))
-        with tempfile.TemporaryDirectory(dir=place, prefix=f"{shard.name}.") as name:
-            pairs = list(zip(targets, parts, strict=True))
-            parts = [part or _taken_over(shard, target, Path(name)) for target, part in pairs]
-            todo = [target.at_encoder() for target, part in zip(targets, parts, strict=True) if part is None]
-            made = iter(_extract(shard, rows, audio_root, todo, Path(name)) if todo else [])
-            parts = [part or next(made) for part in parts]
-    return [part for part in parts if part is not None]
+    parts = [finished_part(shard, target.root) or _taken_over(shard, target) for target in targets]
+    todo = [target.at_encoder() for target, part in zip(targets, parts, strict=True) if part is None]
+    if not todo:
+        return [part for part in parts if part is not None]
+    with tempfile.TemporaryDirectory(dir=scratch(join(todo[0].root, shard.name)), prefix=f"{shard.name}.") as name:
+        made = iter(_extract(shard, rows, audio_root, todo, Path(name)))
+        return [part or next(made) for part in parts]
 
 
-def _taken_over(shard: ShardInfo, target: Target, place: Path) -> FeaturePart | None:
-    if target.folder is None:
-        return None
-    with tempfile.TemporaryDirectory(dir=place) as empty:
-        return taken_over(target.folder, target.root, shard, Path(empty))
+def _taken_over(shard: ShardInfo, target: Target) -> FeaturePart | None:
+    return taken_over(target.folder, target.root, shard) if target.folder is not None else None
 
 
 def plan_batches(samples: Sequence[int], budget: float) -> list[list[int]]:

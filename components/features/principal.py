@@ -11,18 +11,17 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from safetensors.torch import save
 from torch import Tensor
 
-from components.digest import digest, digest_bytes
+from components.digest import digest
 from components.features.compact import Projection
 from components.features.extract import BATCH_SECONDS, encode_clips, plan_batches, read_waveform
+from components.features.fitted import publish_fitted
 from components.features.key import device_of, feature_key, fingerprint
 from components.features.overlap import ahead
-from components.features.projection import INPUTS, MANIFEST, TENSORS, ProjectionManifest
-from components.seal import sealed
+from components.features.projection import FILES, INPUTS, ProjectionManifest
 from components.shards.reader import ShardReader
-from infra.storage import exists, join, publish_bytes, read_bytes
+from infra.storage import join
 from models.encoders.base import AudioEncoder
 
 PROJECTION_VERSION = 1  # raise it when fit_components may give other components for the same clips
@@ -66,18 +65,13 @@ def fit_projection(
     features = fingerprint(feature_key(encoder))
     named = (features, audio_digest, digest(sorted(keys)), dims, seed, max_frames, PROJECTION_VERSION)
     inputs = dict(zip(INPUTS, named, strict=True))
-    name = digest(inputs)[:16]
-    url = join(root_url, "projections", name)
-    if exists(join(url, MANIFEST)):
-        return url, name
-    moments = gather_moments(encoder, draw_rows(encoder, rows, keys, max_frames, seed), audio_root)
-    projection, explained = fit_components(moments, dims)
-    publish_bytes(join(url, TENSORS), save(projection._asdict()))
-    data = read_bytes(join(url, TENSORS))  # another fit, or one that was killed, may have published it before
-    made = {"digest": name, "sha256": digest_bytes(data), "width": encoder.width, "frames": moments.frames}
-    manifest = ProjectionManifest.model_validate(inputs | made | {"explained": explained})
-    publish_bytes(join(url, MANIFEST), sealed(manifest, indent=2))
-    return url, name
+
+    def fit() -> tuple[dict[str, Tensor], dict[str, Any]]:
+        moments = gather_moments(encoder, draw_rows(encoder, rows, keys, max_frames, seed), audio_root)
+        projection, explained = fit_components(moments, dims)
+        return projection._asdict(), {"width": encoder.width, "frames": moments.frames, "explained": explained}
+
+    return publish_fitted(join(root_url, "projections"), FILES, ProjectionManifest, inputs, fit)
 
 
 def draw_rows(encoder: AudioEncoder, rows: Sequence[Row], keys: list[str], max_frames: int, seed: int) -> list[Row]:

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 from typing import Literal
 
-from safetensors.torch import load
-
-from components.digest import digest, digest_bytes
 from components.features.compact import Projection
+from components.features.fitted import NOT_ITS_OWN, Files, load_fitted
 from components.schema import SCHEMA_VERSION, Strict
-from components.seal import read_sealed
 from infra.storage import exists, join, publish_bytes, read_bytes
 
-TENSORS = "projection.safetensors"
-MANIFEST = "projection.json"
+FILES = Files("projection.safetensors", "projection.json")
 INPUTS = ("features", "audio", "keys", "dims", "seed", "max_frames", "projection_version")  # make the digest
 
 
@@ -40,27 +36,23 @@ class ProjectionManifest(Strict):
 def copy_projection(url: str, folder: str) -> None:
     """Into a cache, so that it can be read by itself; the record comes last, as at its own place."""
     load_projection(url)
-    for name in (TENSORS, MANIFEST):
+    for name in FILES:
         publish_bytes(join(folder, name), read_bytes(join(url, name)))
 
 
 def load_projection(url: str) -> tuple[Projection, ProjectionManifest]:
     """Components and their manifest; ValueError if they are unfinished or damaged."""
-    if not exists(join(url, MANIFEST)):
+    if not exists(join(url, FILES.manifest)):
         raise ValueError(f"no finished principal components at {url}: run the cache stage again")
     try:
-        manifest = read_sealed(join(url, MANIFEST), ProjectionManifest)
-        data = read_bytes(join(url, TENSORS))
-        if digest_bytes(data) != manifest.sha256:
-            raise ValueError("its sha256 is not the manifest's")
-        projection = Projection(**load(data))
-        said = digest(manifest.model_dump(include=set(INPUTS)))[:16]
-        if said != manifest.digest or projection.basis.shape != (manifest.dims, manifest.width):
-            raise ValueError("its manifest is not the one it was published with")
+        tensors, manifest = load_fitted(url, FILES, ProjectionManifest, INPUTS)
+        projection = Projection(**tensors)
+        if projection.basis.shape != (manifest.dims, manifest.width):
+            raise ValueError(NOT_ITS_OWN)
     except (FileNotFoundError, ValueError, TypeError) as error:
         raise ValueError(
-            f"{join(url, TENSORS)} is damaged ({error}): delete {join(url, TENSORS)} and {join(url, MANIFEST)} and run "
-            "the cache stage again"
+            f"{join(url, FILES.tensors)} is damaged ({error}): delete {join(url, FILES.tensors)} and "
+            f"{join(url, FILES.manifest)} and run the cache stage again"
         ) from error
     return projection, manifest
 

@@ -6,14 +6,11 @@ again. The fingerprint stands for all else that decides the bytes, the sha256 of
 
 from __future__ import annotations
 
-import shutil
-from pathlib import Path
-
-from components.digest import digest_file
 from components.features.parts import FeaturePart, finished_part, write_part
 from components.schema import ShardInfo, Strict
 from components.seal import read_sealed, sealed
-from infra.storage import exists, join, local_copy, upload, write_bytes
+from components.shards.reuse import copied
+from infra.storage import join, write_bytes
 
 KNOWN = "known"
 
@@ -32,27 +29,19 @@ def remember(folder: str, feature_root: str, part: FeaturePart) -> None:
     write_bytes(_note(folder, part.audio_sha256), sealed(known))
 
 
-def taken_over(folder: str, feature_root: str, shard: ShardInfo, scratch: Path) -> FeaturePart | None:
+def taken_over(folder: str, feature_root: str, shard: ShardInfo) -> FeaturePart | None:
     """The part of an audio shard that another cache of this fingerprint has, copied here and checked by its sha256.
 
-    None if none has it whole; `scratch` is an empty folder for the copy.
+    None if none has it whole.
     """
-    url = _note(folder, shard.sha256)
-    if not exists(url):
-        return None
     try:
-        known = read_sealed(url, Known)
+        known = read_sealed(_note(folder, shard.sha256), Known)
         other = join(folder, known.place)
         part = finished_part(shard.model_copy(update={"name": known.shard}), other)
-        if part is None:
-            return None
-        copy = scratch / "features.tar"
-        shutil.copyfile(local_copy(join(other, known.shard), scratch), copy)
-        if digest_file(copy) != part.shard.sha256:
-            return None
-    except (FileNotFoundError, ValueError):  # a damaged note, or removed in the meantime: made anew here
+    except (FileNotFoundError, ValueError):  # none, a damaged note, or removed in the meantime: made anew here
         return None
-    upload(copy, join(feature_root, shard.name))
+    if part is None or not copied(join(other, known.shard), part.shard.sha256, join(feature_root, shard.name)):
+        return None
     part = part.model_copy(update={"shard": part.shard.model_copy(update={"name": shard.name})})
     write_part(feature_root, part)
     return part

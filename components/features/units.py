@@ -7,18 +7,16 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
-from safetensors.torch import load, save
 from torch import Tensor
 
-from components.digest import digest, digest_bytes
+from components.digest import digest
+from components.features.fitted import NOT_ITS_OWN, Files, load_fitted, publish_fitted
 from components.features.store import FeatureStore
 from components.schema import SCHEMA_VERSION, Strict
-from components.seal import read_sealed, sealed
-from infra.storage import exists, join, publish_bytes, read_bytes
+from infra.storage import exists, join
 
 UNITS_VERSION = 2  # raise it when fit_codebook or lloyd.py may give another codebook for the same input
-CODEBOOK = "codebook.safetensors"
-MANIFEST = "manifest.json"
+FILES = Files("codebook.safetensors", "manifest.json")
 INPUTS = (
     "features",
     "keys",
@@ -101,18 +99,12 @@ def unit_inputs(
 
 def published_once(root_url: str, inputs: dict[str, Any], fit: Callable[[], tuple[Tensor, int]]) -> tuple[str, str]:
     """URL and digest of the codebook with these inputs; if it is not there, `fit` gives it and its number of frames."""
-    name = digest(inputs)[:16]
-    url = join(root_url, "units", name)
-    if exists(join(url, MANIFEST)):
-        return url, name
-    made, frames = fit()
-    publish_bytes(join(url, CODEBOOK), save({"codebook": made}))
-    data = read_bytes(join(url, CODEBOOK))  # a fit that was killed, or another one, may have published it before
-    manifest = CodebookManifest.model_validate(
-        inputs | {"digest": name, "sha256": digest_bytes(data), "width": made.shape[1], "frames": frames}
-    )
-    publish_bytes(join(url, MANIFEST), sealed(manifest, indent=2))
-    return url, name
+
+    def fitted() -> tuple[dict[str, Tensor], dict[str, Any]]:
+        made, frames = fit()
+        return {"codebook": made}, {"width": made.shape[1], "frames": frames}
+
+    return publish_fitted(join(root_url, "units"), FILES, CodebookManifest, inputs, fitted)
 
 
 def gather_frames(store: FeatureStore, keys: list[str], max_frames: int, seed: int) -> Tensor:
@@ -130,20 +122,16 @@ def gather_frames(store: FeatureStore, keys: list[str], max_frames: int, seed: i
 
 def load_codebook(url: str) -> tuple[Tensor, CodebookManifest]:
     """Codebook `(clusters, width)` float32 and its manifest; ValueError if it is unfinished or damaged."""
-    if not exists(join(url, MANIFEST)):
+    if not exists(join(url, FILES.manifest)):
         raise ValueError(f"no finished codebook at {url}: fit it again")
     try:
-        manifest = read_sealed(join(url, MANIFEST), CodebookManifest)
-        data = read_bytes(join(url, CODEBOOK))
-        if digest_bytes(data) != manifest.sha256:
-            raise ValueError("its sha256 is not the manifest's")
-        codebook = load(data)["codebook"]
-        said = digest(manifest.model_dump(include=set(INPUTS)))[:16]
-        if said != manifest.digest or codebook.shape != (manifest.clusters, manifest.width):
-            raise ValueError("its manifest is not the one it was published with")
+        tensors, manifest = load_fitted(url, FILES, CodebookManifest, INPUTS)
+        codebook = tensors["codebook"]
+        if codebook.shape != (manifest.clusters, manifest.width):
+            raise ValueError(NOT_ITS_OWN)
     except (FileNotFoundError, ValueError) as error:
         raise ValueError(
-            f"{join(url, CODEBOOK)} is damaged ({error}): delete the folder {url} and fit it again"
+            f"{join(url, FILES.tensors)} is damaged ({error}): delete the folder {url} and fit it again"
         ) from error
     return codebook, manifest
 

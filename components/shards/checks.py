@@ -5,7 +5,6 @@ Clips that are dropped go from the index, and so from all that is trained and me
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
@@ -92,18 +91,17 @@ def _told(exact: Sequence[Group], near: Sequence[Group]) -> dict[str, Any]:
 
 def _counted(leaks: Sequence[Leak]) -> list[dict[str, Any]]:
     """Leaks by kind and pair of splits, with the first examples of each."""
-    counts = Counter((leak.kind, leak.splits) for leak in leaks)
+    alike: dict[tuple[str, tuple[str, str]], list[Leak]] = {}
+    for leak in leaks:
+        alike.setdefault((leak.kind, leak.splits), []).append(leak)
     return [
         {
             "kind": kind,
             "splits": list(splits),
-            "count": count,
-            "examples": [
-                f"{leak.keys[0]} and {leak.keys[1]}"
-                for leak in [leak for leak in leaks if (leak.kind, leak.splits) == (kind, splits)][:EXAMPLES]
-            ],
+            "count": len(found),
+            "examples": [f"{leak.keys[0]} and {leak.keys[1]}" for leak in found[:EXAMPLES]],
         }
-        for (kind, splits), count in sorted(counts.items())
+        for (kind, splits), found in sorted(alike.items())
     ]
 
 

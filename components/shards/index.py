@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, overload
 
 import pyarrow as pa
@@ -154,9 +154,9 @@ def _json(value: object) -> str:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
 
-def to_table(rows: Iterable[SampleRow]) -> pa.Table:
-    """Rows as the table that `read_index` gives back."""
-    return pa.Table.from_pylist([row.model_dump() for row in rows], schema=SCHEMA)
+def to_table(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
+    """Rows, as `SampleRow.model_dump` gives them, as the table that `read_index` gives back."""
+    return pa.Table.from_pylist(rows, schema=SCHEMA)
 
 
 def table_bytes(table: pa.Table) -> bytes:

@@ -15,7 +15,7 @@ from components.schema import AudioManifest, Recording, Reject, ShardInfo
 from components.seal import sealed, unsealed
 from components.shards.checks import CHECKS, check
 from components.shards.group import PER_SHARD, Keyed
-from components.shards.index import INDEX, MANIFEST, REJECTS, SCHEMA, find_manifest, table_bytes
+from components.shards.index import INDEX, MANIFEST, REJECTS, SCHEMA, find_manifest, table_bytes, to_table
 from components.shards.ingest import ingest_config
 from components.shards.parts import Part, finished_part, group_digest, identity_of, shard_name
 from components.shards.samples import DEFAULTS
@@ -160,7 +160,7 @@ def _collated(
     rows = [row.model_dump() for row in part.rows]
     return Collated(
         shard=part.shard,
-        table=pa.Table.from_pylist(rows, schema=SCHEMA),
+        table=to_table(rows),
         rows=digest(rows),
         rejects=part.rejects,
         sources=part.sources,

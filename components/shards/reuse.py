@@ -13,7 +13,7 @@ from components.digest import digest_file
 from components.schema import Strict
 from components.seal import read_sealed, sealed
 from components.shards.parts import Part, finished_part, part_url, shard_name
-from infra.storage import join, local_copy, scratch, upload, write_bytes
+from infra.storage import is_local, join, local_copy, scratch, upload, write_bytes
 
 KNOWN = "known"
 
@@ -45,7 +45,7 @@ def taken_over(root_url: str, group_index: int, inputs: str) -> Part | None:
         return None
     name = shard_name(group_index)
     if part.shard is not None:
-        if not _copied(join(other, part.shard.name), part.shard.sha256, join(root_url, name)):
+        if not copied(join(other, part.shard.name), part.shard.sha256, join(root_url, name)):
             return None  # damaged there: made anew here
         shard = part.shard.model_copy(update={"name": name})
         rows = tuple(row.model_copy(update={"shard": name}) for row in part.rows)
@@ -54,12 +54,13 @@ def taken_over(root_url: str, group_index: int, inputs: str) -> Part | None:
     return part
 
 
-def _copied(source: str, sha256: str, target: str) -> bool:
-    """Copy a shard if it is what its part says."""
+def copied(source: str, sha256: str, target: str) -> bool:
+    """Copy a shard to another place of the lake if its bytes have this sha256; whether it was done."""
     with tempfile.TemporaryDirectory(dir=scratch(target)) as folder:
-        copy = Path(folder, "copy.tar")
         try:
-            shutil.copyfile(local_copy(source, Path(folder)), copy)
+            copy = local_copy(source, Path(folder))
+            if is_local(source):
+                copy = Path(shutil.copyfile(copy, Path(folder, "copy.tar")))
         except (FileNotFoundError, ValueError):
             return False
         if digest_file(copy) != sha256:

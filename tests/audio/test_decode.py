@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import io
 import struct
 import tracemalloc
 from collections.abc import Callable
@@ -12,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import soundfile as sf
+from audio_helpers import voice, written
 
 from components.audio.decode import BadAudio, Decoded, decode
 from components.audio.encode import to_flac, to_int16
@@ -51,20 +50,6 @@ BAD_FOLDER: dict[str, tuple[float, tuple[str, ...]] | str] = {
     "stereo_opposite_phase.wav": (2.0, ("channels in opposite phase: kept channel 1",)),
     "name with spaces and ünïcode.wav": (1.0, ()),
 }
-
-
-def voice(seconds: float = 1.0, rate: int = 16_000) -> np.ndarray:
-    """A swelling 200 Hz tone with a little noise, peak near 0.3."""
-    time = np.arange(round(seconds * rate)) / rate
-    noise = np.random.default_rng(0).standard_normal(len(time))
-    swell = 0.28 * np.sin(3 * time) ** 2
-    return np.asarray(swell * np.sin(2 * np.pi * 200 * time) + 0.003 * noise, dtype=np.float32)
-
-
-def written(samples: np.ndarray, rate: int = 16_000, form: str = "WAV", subtype: str | None = None) -> bytes:
-    buffer = io.BytesIO()
-    sf.write(buffer, samples, rate, format=form, subtype=subtype)
-    return buffer.getvalue()
 
 
 def flac_declaring(frames: int) -> bytes:

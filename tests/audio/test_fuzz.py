@@ -282,14 +282,17 @@ def clips_or_reason(data: bytes) -> None:
     fits(data)
 
 
+def refused_or_decoded(data: bytes, crop: tuple[float, float | None], channels: Channels) -> None:
+    bounded(lambda: samples_or_reason(data, crop, channels))
+    bounded(lambda: clips_or_reason(data))
+
+
 @SHORT
 @given(form=FORMS, other=FORMS, draw=st.data(), crop=CROPS, channels=CHANNELS)
 def test_spoilt_audio_is_refused_or_decoded(
     form: str, other: str, draw: st.DataObject, crop: tuple[float, float | None], channels: Channels
 ) -> None:
-    data = draw.draw(spoilt(sound(form), sound(other)))
-    bounded(lambda: samples_or_reason(data, crop, channels))
-    bounded(lambda: clips_or_reason(data))
+    refused_or_decoded(draw.draw(spoilt(sound(form), sound(other))), crop, channels)
 
 
 @pytest.mark.slow
@@ -298,9 +301,7 @@ def test_spoilt_audio_is_refused_or_decoded(
 def test_much_spoilt_audio(
     form: str, other: str, draw: st.DataObject, crop: tuple[float, float | None], channels: Channels
 ) -> None:
-    data = draw.draw(spoilt(sound(form), sound(other)))
-    bounded(lambda: samples_or_reason(data, crop, channels))
-    bounded(lambda: clips_or_reason(data))
+    refused_or_decoded(draw.draw(spoilt(sound(form), sound(other))), crop, channels)
 
 
 WORDS = st.integers(0, (1 << 16) - 1) | st.sampled_from([0, 1, 2, 3, 6, 7, 16, 24, 0x55, 0xFFFE])

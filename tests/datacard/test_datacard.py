@@ -78,7 +78,7 @@ def make(root: str, seconds: float = 0.3, count: int = 12, **changed: Any) -> Au
         members += [(f"c{i}.flac", to_flac(whole)), (f"c{i}.json", clip.model_dump_json().encode())]
     tar = write_tar(folder / "shard-000000.tar", members)
     places = zip(clips, tar.members[::2], tar.members[1::2], strict=True)
-    table = to_table(sample_row(clip, "shard-000000.tar", *place, "") for clip, *place in places)
+    table = to_table([sample_row(clip, "shard-000000.tar", *place, "").model_dump() for clip, *place in places])
     index = table_bytes(table)
     total = sum(clip.samples for clip in clips) / 16_000
     manifest = AudioManifest(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,7 +14,7 @@ from components.features import evict
 from components.features.evict import MARK, Cache, Policy, choose, list_caches, remove
 from components.shards.index import find_manifest
 from infra import storage
-from tests.registry.lake_helpers import add_audio, add_cache, index_table
+from tests.registry.lake_helpers import add_audio, add_cache, copied, index_table
 
 DAY, HOUR = 86_400.0, 3600.0
 SIZE = 1000 + 2 + 5  # bytes of a cache's tar, part and index
@@ -35,10 +34,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(params=["local", "memory"])
 def lake(request: pytest.FixtureRequest, made: Path, tmp_path: Path) -> str:
     """A copy of it to work on."""
-    if request.param == "local":
-        return str(shutil.copytree(made, tmp_path / "lake"))
-    storage.upload_folder(made, f"memory://{tmp_path.name}/lake")
-    return f"memory://{tmp_path.name}/lake"
+    return copied(made, request.param, tmp_path)
 
 
 def aged(lake: str, place: str, seconds: float) -> None:

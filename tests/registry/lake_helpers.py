@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -24,6 +26,14 @@ class Said(BaseModel):
     features: str
     audio: str = ""
     seal: str = ""
+
+
+def copied(made: Path, kind: str, folder: Path) -> str:
+    """A copy of a lake to work on: in `folder`, or for `memory` in memory."""
+    if kind == "local":
+        return str(shutil.copytree(made, folder / "lake"))
+    storage.upload_folder(made, f"memory://{folder.name}/lake")
+    return f"memory://{folder.name}/lake"
 
 
 def index_table(rows: int, per_shard: int = 4, speakers: int = 3) -> pa.Table:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from pathlib import Path
 
@@ -25,6 +24,7 @@ from tests.registry.lake_helpers import (
     add_projection,
     add_run,
     add_stages,
+    copied,
     index_table,
 )
 
@@ -48,10 +48,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(params=["local", "memory"])
 def lake(request: pytest.FixtureRequest, made: Path, tmp_path: Path) -> str:
     """A copy of it to work on."""
-    if request.param == "local":
-        return str(shutil.copytree(made, tmp_path / "lake"))
-    storage.upload_folder(made, f"memory://{tmp_path.name}/lake")
-    return f"memory://{tmp_path.name}/lake"
+    return copied(made, request.param, tmp_path)
 
 
 def follow(lake: str, kind: str, name: str, every: bool = False) -> Trace:

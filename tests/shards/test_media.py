@@ -368,7 +368,7 @@ def ingested(recordings: list[Recording], data: str, root: str, steps: Ingest) -
     ingest_group(0, group, root, data, steps)
     part = finished_part(root, 0, group_digest(group, data, steps))
     assert part is not None and part.rejects == ()
-    return Rows(to_table(part.rows))
+    return Rows(to_table([row.model_dump() for row in part.rows]))
 
 
 def test_a_picture_goes_with_each_piece_and_a_video_with_none(tmp_path: Path) -> None:
