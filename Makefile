@@ -11,7 +11,7 @@ ARGS ?=
 # longer than it saves; with this variable set, each process of Ray would compile its own again.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: help setup demo test fast check lint types imports format wheel clean
+.PHONY: help setup demo test fast check lint types imports audit format wheel clean
 
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*##/:/' | awk -F: '{ printf "  make %-8s %s\n", $$1, $$2 }'
@@ -49,6 +49,9 @@ types: setup
 
 imports: setup
 	$(BIN)/lint-imports --no-logo
+
+audit: setup  ## installed packages against the pins and against known vulnerabilities
+	@$(BIN)/python .ci/audit.py
 
 format: setup  ## rewrite what ruff can mend by itself
 	$(BIN)/ruff check --fix-only -q .

@@ -2,40 +2,138 @@
 
 from __future__ import annotations
 
+import contextvars
 import logging
 import os
-from typing import Any
+import re
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, wait
+from contextlib import contextmanager
+from functools import partial
+from queue import SimpleQueue
+from typing import Any, TypeVar
 
+from infra import loopback, reaper
+from infra.jobs import refuse_open
+
+NOTHING = "none"  # as a working directory: the machines have the code
+LOCAL, AUTO = "local", "auto"
+LET_GO_SECONDS = 5.0  # that work which was interrupted has to notice it
+Result = TypeVar("Result")
 OBJECT_STORE_BYTES = 256 << 20  # results are URLs and manifests, never features
 
 
-def connect(address: str | None, cpus: int) -> Any:
+def check_address(address: str) -> str:
+    """The address without a slash at its end; ValueError for one that is none of the forms of `connect`.
+
+    `http://…` and `https://…` are for `infra.jobs`.
+    """
+    bare = address.strip().rstrip("/")
+    host = r"([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])"
+    for form in (f"{LOCAL}|{AUTO}", rf"(ray://)?{host}:[0-9]{{1,5}}", rf"https?://{host}(:[0-9]{{1,5}})?(/\S*)?"):
+        if re.fullmatch(form, bare):
+            return bare
+    if re.match(r"https?://[^/]*@", bare):
+        raise ValueError("a Ray address carries no name and password: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN")
+    raise ValueError(
+        "no Ray address: it is local, auto, host:port, ray://host:port, or the dashboard's http(s)://host:port"
+    )
+
+
+def address_of(given: str | None) -> str:
+    """Where work goes: the address that was given, else Ray's own `$RAY_ADDRESS`, which a Ray job finds set."""
+    return given or os.environ.get("RAY_ADDRESS") or LOCAL
+
+
+def interruptibly(work: Callable[[], Result]) -> Result:
+    """What `work()` gives, which may wait for Ray; a signal, such as the SIGTERM of a cancelled flow, ends it at once.
+
+    Ray waits in C++ and loses what a signal handler raises there. So the work is done in a thread, and the main thread
+    waits in Python. When that is interrupted, Ray is let go of, or stopped if it was started here, and the work ends.
+    """
+    global _orders
+    if threading.current_thread() is not threading.main_thread():
+        return work()
+    if _orders is None:
+        _orders = SimpleQueue()
+        threading.Thread(target=_do, args=(_orders,), daemon=True, name="work").start()
+    result: Future[Result] = Future()
+    _orders.put(partial(contextvars.copy_context().run, _fill, result, work))
+    try:
+        wait([result])
+    except BaseException:
+        _orders = None  # the thread may hang in what was interrupted
+        disconnect()
+        wait([result], LET_GO_SECONDS)
+        raise
+    return result.result()
+
+
+# One thread for all work of a process: Ray's own processes end with the very thread that started them.
+_orders: SimpleQueue[Callable[[], None]] | None = None
+
+
+def _do(orders: SimpleQueue[Callable[[], None]]) -> None:
+    while True:
+        orders.get()()
+
+
+def _fill(result: Future[Result], work: Callable[[], Result]) -> None:
+    try:
+        result.set_result(work())
+    except BaseException as error:  # noqa: BLE001  # whatever it is, it belongs to the one who waits
+        result.set_exception(error)
+
+
+@contextmanager
+def keeping_sigterm() -> Iterator[None]:
+    """Ray takes SIGTERM for itself; what was asked before is kept, as a flow that is cancelled has to hear of it."""
+    if threading.current_thread() is not threading.main_thread():
+        logging.getLogger("ray").setLevel(logging.ERROR)  # it warns that it could not
+        yield
+        return
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if before is not None:  # else it was set by something that is not Python, which cannot be set again
+            signal.signal(signal.SIGTERM, before)
+
+
+@keeping_sigterm()
+def connect(address: str | None, cpus: int, runtime_env: dict[str, Any] | None = None) -> Any:
     """Connect to Ray at `address`, or start it here with `cpus` cores; does nothing if it is already connected.
 
-    Ray's own `$RAY_ADDRESS`, which a Ray job finds set, is an address too.
+    `local` starts it, also where `$RAY_ADDRESS` is set; `auto` is the one that runs on this machine; else `host:port`
+    or `ray://host:port`, where `runtime_env` holds for all workers.
     """
     import ray
 
     if ray.is_initialized():
         return ray
     quiet = {"logging_level": logging.ERROR, "log_to_driver": False}
-    address = address or os.environ.get("RAY_ADDRESS")
-    if address:
-        ray.init(address=address, **quiet)
+    given, address = address, address_of(address)
+    if address != LOCAL:
+        if given and given != AUTO:
+            refuse_open(given)
+        ray.init(address=address, runtime_env=runtime_env or None, **quiet)
     else:
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nobody takes this machine away
         # Without an address Ray would take one that somebody else runs on this machine, and refuse our cores.
-        ray.init("local", num_cpus=cpus, object_store_memory=OBJECT_STORE_BYTES, include_dashboard=False, **quiet)
+        with loopback.only(), reaper.watched():
+            ray.init("local", num_cpus=cpus, object_store_memory=OBJECT_STORE_BYTES, include_dashboard=False, **quiet)
     return ray
 
 
 def disconnect() -> None:
     """Stop Ray if it was started here, else only let go of it; nothing happens if it was never reached."""
-    import sys
-
     if "ray" not in sys.modules:
         return
     import ray
 
     if ray.is_initialized():
         ray.shutdown()
+    reaper.release()

@@ -29,5 +29,7 @@ DEFAULTS = {
 
 def prepare() -> None:
     """Set what is not set yet."""
+    if os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH"):
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
     for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)

@@ -23,6 +23,7 @@ from typing import Any, BinaryIO, cast
 
 from infra import disk, objects, seekable, stores, uploads
 from infra.disk import UNFINISHED
+from infra.names import pieces, single
 from infra.stores import shown
 
 STALE = 7 * 86_400  # seconds after which the scratch of a killed run is removed
@@ -35,17 +36,10 @@ BLOCK = 8 << 20  # bytes that are read ahead at a time
 
 def join(url: str, *parts: str) -> str:
     """`parts` below `url`. ValueError for a part that could lead out of it: absolute, a URL, or with `..` in it."""
-    pieces = [piece for part in parts for piece in _pieces(part)]
+    found = [piece for part in parts for piece in pieces(part, url)]
     scheme, colon, rest = url.rpartition("://")
     base = scheme + colon + (rest.rstrip("/") or rest[:1])
-    return base + ("/" if pieces and not base.endswith("/") and base else "") + "/".join(pieces)
-
-
-def _pieces(part: str) -> list[str]:
-    pieces = part.split("/")
-    if (len(pieces) > 1 and not pieces[0]) or ".." in pieces or "\0" in part or "://" in part:
-        raise ValueError(f"{part!r} leads out of its folder: name something below it, without .. and no leading /")
-    return [piece for piece in pieces if piece not in ("", ".")]
+    return base + ("/" if found and not base.endswith("/") and base else "") + "/".join(found)
 
 
 def is_local(url: str) -> bool:
@@ -172,7 +166,7 @@ def local_copy(url: str, folder: Path, sha256: str | None = None) -> Path:
         if sha256 is not None and fingerprint(url) != sha256:
             raise ValueError(f"{url} has not the sha256 {sha256}: remove it and run the stage that writes it again")
         return path
-    target = folder / _pieces(url.rpartition("/")[2])[0]
+    target = folder / single(url.rpartition("/")[2], "a local copy")
     with disk.unfinished(target) as temporary:
         objects.download(url, temporary, sha256)
         os.replace(temporary, target)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import random
-import re
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -12,6 +10,9 @@ from typing import Any, TypeVar, cast
 
 import fsspec
 from fsspec import AbstractFileSystem
+
+from infra import s3
+from infra.secrets import redacted as shown
 
 T = TypeVar("T")
 
@@ -42,19 +43,37 @@ PERMANENT: tuple[type[Exception], ...] = (
 )
 
 
+def file_system(url: str) -> tuple[AbstractFileSystem, str]:
+    """The file system of a URL with all our settings, and the path in it, for libraries that write by themselves.
+
+    It tries again by itself, for they do not.
+    """
+    kind, options = _found(url)
+    return kind(**options | (s3.options({}) if url.partition("://")[0] in S3 else {})), _path(kind, url)
+
+
 def _remote(url: str) -> tuple[AbstractFileSystem, str]:
+    kind, options = _found(url)
+    if url.partition("://")[0] not in S3:
+        return kind(**options), _path(kind, url)
+    files = kind(**options | s3.options(_patience()))
+    files.retries = 1
+    return files, _path(kind, url)
+
+
+def _found(url: str) -> tuple[type[AbstractFileSystem], dict[str, Any]]:
+    """The class of a URL's file system, and its arguments."""
     protocol = url.partition("://")[0]
     try:
         kind = fsspec.get_filesystem_class(protocol)
     except (ImportError, ValueError) as error:
         raise ValueError(f"{shown(url)} cannot be opened ({error}): install that package or correct the URL") from None
-    options = kind._get_kwargs_from_urls(url) | ({"use_listings_cache": False} if protocol in LISTED else {})
-    if protocol in S3:
-        options |= {"config_kwargs": _patience() | fsspec.config.conf.get("s3", {}).get("config_kwargs", {})}
-    files = kind(**options)
-    if protocol in S3:
-        files.retries = 1
-    return files, kind._strip_protocol(url).rstrip("/")
+    found = cast(dict[str, Any], kind._get_kwargs_from_urls(url))
+    return kind, found | ({"use_listings_cache": False} if protocol in LISTED else {})
+
+
+def _path(kind: type[AbstractFileSystem], url: str) -> str:
+    return str(kind._strip_protocol(url)).rstrip("/")
 
 
 def _patience() -> dict[str, Any]:
@@ -122,13 +141,3 @@ def names_below(files: AbstractFileSystem, path: str) -> list[str]:
 def remove(files: AbstractFileSystem, path: str) -> None:
     with suppress(FileNotFoundError):
         files.rm_file(path)
-
-
-def shown(text: str) -> str:
-    """A URL or a message without what only its owner should see: passwords, queries of signed URLs, access keys."""
-    text = re.sub(r"(?<=://)[^/@\s'\"]+@", "***@", text)
-    text = re.sub(r"(?<=://)([^?\s'\"]*)\?[^\s'\"]*", r"\1?***", text)
-    for name, value in os.environ.items():
-        if len(value) >= 8 and re.search(r"SECRET|TOKEN|PASSWORD|ACCESS_KEY", name):
-            text = text.replace(value, "***")
-    return text

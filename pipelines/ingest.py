@@ -13,8 +13,9 @@ from components.schema import AudioManifest, Reject, StageReport
 from components.shards.group import plan_groups, set_duplicates_aside
 from components.shards.publish import publish, up_to_date
 from infra import storage
-from pipelines import remote
+from pipelines import artifacts, remote, retrying
 from pipelines.config import RunConfig
+from pipelines.jobs import run_stage
 from pipelines.locate import Workspace
 from pipelines.progress import Work, console
 from pipelines.workers.ingest import careful_ingester, ingester
@@ -26,11 +27,12 @@ Group = tuple[int, list[Any]]
 @flow(name="ingest", description="Audio and transcripts to WebDataset shards")
 def ingest(config: RunConfig) -> StageReport:
     """Decode, check and pack every recording; an unchanged data set does nothing."""
-    report: StageReport = ingest_audio(workspace(config))
+    (report,) = run_stage("ingest", config, lambda: ingest_audio(workspace(config)))
+    artifacts.show_stages([report], "ingest")
     return report
 
 
-@task(name="ingest audio")
+@task(name="ingest audio", **retrying.INGEST)
 def ingest_audio(work: Workspace) -> StageReport:
     began = time.monotonic()
     root = work.audio_root

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from infra.secrets import redacted
 from pipelines.config import RunConfig
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -118,4 +119,8 @@ def _unknown(whole: str, name: str, valid: list[str]) -> str:
 def _first_line(error: ValidationError) -> str:
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"])
-    return f"{where}: {first['msg']} (got {first['input']!r})" if first["type"] != "missing" else f"{where} is missing"
+    if first["type"] == "missing":
+        return f"{where} is missing"
+    given = first["input"]
+    said = f" (got {redacted(repr(given))})" if isinstance(given, str | int | float) else ""  # in others secrets may be
+    return f"{where}: {first['msg']}{said}"

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import logging
+import os
+import re
 import sys
 import time
+from contextlib import suppress
 from types import TracebackType
+from typing import Any
 from uuid import UUID
 
 from rich.console import Console
@@ -18,11 +22,34 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
 
 LINE_SECONDS = 15.0  # between two lines where there is no terminal
 ARTIFACT_SECONDS = 5.0
 
-console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
+
+class RunConsole(Console):
+    """A console whose lines also stand in the log of the Prefect run, where a person who started it looks for them."""
+
+    def print(self, *objects: Any, **named: Any) -> None:
+        super().print(*objects, **named)
+        # Lines of a Ray job come with markup=False; `jobs` sends them there by itself.
+        if named.get("markup", True) and all(isinstance(one, str) for one in objects):
+            _log(" ".join(Text.from_markup(one).plain for one in objects).strip())
+
+
+console = RunConsole(highlight=False, width=None if sys.stdout.isatty() else 140)
+
+
+def _log(line: str) -> None:
+    """In a run that a worker started; elsewhere it would stand on the terminal twice."""
+    if not line or "PREFECT__FLOW_RUN_ID" not in os.environ:
+        return
+    from prefect.exceptions import MissingContextError
+    from prefect.logging import get_run_logger
+
+    with suppress(MissingContextError):
+        get_run_logger().info(line)
 
 
 class Work:
@@ -87,9 +114,8 @@ class Work:
             return
         try:
             if self.artifact is None:
-                made = create_progress_artifact(
-                    progress=percent, key=f"{self.label}-progress", description=f"{self.label} ({self.unit})"
-                )
+                key = re.sub(r"[^a-z0-9]+", "-", f"{self.label} progress".lower())  # all that Prefect takes
+                made = create_progress_artifact(progress=percent, key=key, description=f"{self.label} ({self.unit})")
                 self.artifact = made if isinstance(made, UUID) else None
             else:
                 update_progress_artifact(artifact_id=self.artifact, progress=percent)

@@ -11,26 +11,31 @@ from typing import Any
 
 import yaml
 from prefect import flow, task
-from prefect.artifacts import create_link_artifact
 
 from components.digest import digest, digest_file
 from components.evaluation.examples import Example, choose
-from components.evaluation.metrics import flat
+from components.evaluation.metrics import Scores, flat, main_metric
 from components.evaluation.report import ReportData, write_report
 from components.features.units import load_codebook
 from components.registry.card import CardData, model_card
+from components.registry.evaluation_record import EVALUATION, evaluation_record
 from components.registry.lineage import lineage
 from components.registry.mlflow_registry import register as register_version
+from components.registry.names import refuse_champion
+from components.registry.records import Link
 from components.schema import StageReport
 from components.shards.index import read_rows
 from components.shards.reader import ShardReader
 from components.training.history import read_metrics
 from components.training.weights import load_weights
 from infra import storage
+from infra.secrets import redacted
 from models.contract import SpeechLLM
 from models.pretrained import folder_digest, load_tokenizer, resolve
+from pipelines import artifacts, retrying
 from pipelines.config import RunConfig
 from pipelines.evaluate import read_hypotheses, read_scores
+from pipelines.jobs import run_stage
 from pipelines.locate import Workspace
 from pipelines.workspace import workspace
 
@@ -41,18 +46,18 @@ EXAMPLES = 8
 @flow(name="register", description="A model folder, a registry version and a report")
 def register(config: RunConfig) -> StageReport:
     """Assemble, publish and register the trained model. The same content again gives the version that is there."""
+    (report,) = run_stage("register", config, lambda: register_model(workspace(config)))
     work = workspace(config)
-    report: StageReport = register_model(work)
-    if "://" in work.run_root:
-        create_link_artifact(key="report", link=storage.join(work.run_root, REPORT), link_text="report")
+    artifacts.show_model(work, storage.read_json(storage.join(work.run_root, REGISTERED)))
     return report
 
 
-@task(name="register model")
+@task(name="register model", **retrying.REGISTER)
 def register_model(work: Workspace) -> StageReport:
     began = time.monotonic()
+    refuse_champion(work.config.alias)
     record = storage.join(work.run_root, REGISTERED)
-    wanted = {"name": work.model_name, "alias": work.config.alias, "tracking_uri": work.tracking_uri}
+    wanted = {"name": work.model_name, "alias": work.config.alias, "tracking_uri": redacted(work.tracking_uri)}
     old = storage.read_json(record) if storage.exists(record) else {}
     if wanted.items() <= old.items():
         return StageReport(
@@ -73,7 +78,8 @@ def register_model(work: Workspace) -> StageReport:
         folder,
         work.model_name,
         flat(scores),
-        {"architecture": work.config.arch, "preset": work.config.preset, "run": work.run_root},
+        {"architecture": work.config.arch, "preset": work.config.preset, "run": work.run_root}
+        | _measured(work, scores),
         work.config.alias,
         work.tracking_uri,
         params={"data": work.config.data, "preset": work.config.preset},
@@ -162,6 +168,8 @@ def _assemble(work: Workspace, url: str) -> dict[str, Any]:
         )
         storage.write_json(str(folder / "lineage.json"), origin)
         storage.write_json(str(folder / "metrics.json"), flat(scores))
+        record = evaluation_record(Link.model_validate(work.audio.model_dump()), read_hypotheses(work))
+        (folder / EVALUATION).write_text(record.model_dump_json() + "\n")
         card = model_card(_card(work, model), [work.audio], scores, before, origin)
         (folder / "README.md").write_text(card)
         files = {path.name: digest_file(path) for path in sorted(folder.iterdir())}
@@ -207,6 +215,12 @@ def _pretrained(work: Workspace) -> dict[str, str]:
 
 def _history(work: Workspace) -> list[dict[str, Any]]:
     return [line for _, url in work.stages for line in read_metrics(url)]
+
+
+def _measured(work: Workspace, scores: Scores) -> dict[str, str]:
+    """What `earloom models` shows of a version."""
+    metric, value, _ = main_metric(scores)
+    return {"data": f"{work.audio.dataset}/{work.audio.version}", "metric": metric, "value": f"{value:.6g}"}
 
 
 def _note(written: dict[str, Any]) -> str:

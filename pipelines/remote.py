@@ -14,14 +14,19 @@ from functools import partial
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from infra import cluster, storage
+from infra import cluster, storage, stores
+from pipelines import resources
 from pipelines.config import RunConfig
+from pipelines.progress import console
+from pipelines.resources import Resources
+from pipelines.shipment import runtime_env
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 RETRIES = 2
 LOSSES = 4  # nodes that a piece of work may lose before the run ends: it is not known whose fault that is
 SHARD_TIMEOUT = 1800.0  # seconds that one shard may take before its actor is replaced
+NOTICED = 30.0  # seconds after which Ray knows that a node is gone
 START_TIMEOUT = 900.0  # seconds within which some actor has to be placed and set up
 
 
@@ -73,10 +78,13 @@ class Crew:
         most: int,
         gpus: bool = False,
     ) -> None:
-        self.ray = cluster.connect(config.ray_address, config.cores())
-        room, self.share = _share(self.ray, config, gpus)
+        self.ray = _reach(config)
+        wants = resources.asked(config.resources)
+        room, self.share = _share(self.ray, config, wants, gpus)
         self.size = max(1, min(most, room))
-        self.hire = partial(self.ray.remote(max_restarts=0, **self.share)(_Hand).remote, setup, arguments)
+        options = resources.options(self.share) | ({"scheduling_strategy": "SPREAD"} if wants.spread else {})
+        self.hire = partial(self.ray.remote(max_restarts=0, **options)(_Hand).remote, setup, arguments)
+        self.hint = resources.hinted(wants, self.share, self.size)
         self.starting: dict[Any, Any] = {}
         self.idle: list[tuple[Any, str]] = []  # actors and their nodes
         self.busy: dict[Any, _Job] = {}
@@ -84,6 +92,7 @@ class Crew:
         self.manned = time.monotonic()  # when there was last an actor that could work
 
     def __enter__(self) -> Self:
+        self.hint.__enter__()
         return self
 
     def __exit__(
@@ -92,6 +101,7 @@ class Crew:
         working = [job.actor for job in self.busy.values()]
         for actor in [*self.starting.values(), *(actor for actor, _ in self.idle), *working]:
             self.ray.kill(actor)
+        self.hint.__exit__(None, None, None)
 
     def over(self, items: Sequence[Item], *common: Any) -> Iterator[tuple[Item, Any]]:
         """Work on every item, as `function(item, *common)`; yields as results come. `common` is sent to a node once.
@@ -135,8 +145,9 @@ class Crew:
             self.manned = now
         if now - self.manned > START_TIMEOUT:
             raise RuntimeError(
-                f"no worker was ready within {START_TIMEOUT:.0f} s: each asks for {self.share} of a cluster that has "
-                f"{self.ray.available_resources()} free; is it busy with other work, and are its nodes alive?"
+                f"no worker was ready within {START_TIMEOUT:.0f} s: each asks for {resources.told(self.share)} of a "
+                f"cluster that has {resources.told(self.ray.available_resources())} free; is it busy with other work, "
+                "and are its nodes alive?"
             )
         late = [ref for ref, job in self.busy.items() if ref not in ready and now - job.began > SHARD_TIMEOUT]
         return [*ready, *late]
@@ -189,7 +200,7 @@ class Crew:
         return None, True
 
     def _is_lost(self, node: str) -> bool:
-        return node not in {one["NodeID"] for one in self.ray.nodes() if one["Alive"]}
+        return node not in _alive(self.ray)
 
 
 class _Hand:
@@ -210,25 +221,47 @@ class _Hand:
         return self.function(item, *common)
 
 
-def _share(ray: Any, config: RunConfig, gpus: bool) -> tuple[int, dict[str, float]]:
-    """For how many actors there is room, and what each asks for."""
+def _reach(config: RunConfig) -> Any:
+    """Ray, connected; with the code and environment that were asked for, unless a job has given them to us."""
+    return cluster.connect(config.ray_address, config.cores(), runtime_env(config, job=False))
+
+
+def _share(ray: Any, config: RunConfig, wants: Resources, gpus: bool) -> tuple[int, resources.Share]:
+    """How many actors there are to be, and what each asks for: as the stage needs, and as the person said."""
     there = ray.cluster_resources()
     cores = min(there.get("CPU", 1.0), config.cpus or float("inf"))
     cards = int(there.get("GPU", 0)) if gpus else 0
-    if cards:
-        return cards, {"num_gpus": 1, "num_cpus": min(1.0, cores / cards)}
-    return int(cores), {"num_cpus": 1}
+    if wants == Resources():
+        return (cards, {"GPU": 1, "CPU": min(1.0, cores / cards)}) if cards else (int(cores), {"CPU": 1})
+    asks = resources.share(wants, 1.0, 1.0 if cards else 0.0)
+    with resources.hinted(wants, asks, wants.workers or 1):
+        resources.wait_for_room(ray, asks, 1, _said, _patience(config))
+    room = wants.workers or resources.room(resources.totals(ray), asks)
+    return (min(room, int(config.cpus / asks["CPU"])) if config.cpus else room), asks
+
+
+def _patience(config: RunConfig) -> float:
+    """Seconds that a cluster has to get larger; what we start on this machine never does."""
+    return 0.0 if cluster.address_of(config.ray_address) == cluster.LOCAL else resources.PATIENCE
+
+
+def _said(line: str) -> None:
+    console.print(f"  {line}", soft_wrap=True)
 
 
 def call(config: RunConfig, function: Callable[..., Result], *arguments: Any) -> Result:
     """Run a function once, in a process of its own with all cores of a node."""
-    ray = cluster.connect(config.ray_address, config.cores())
-    widest = max(node["Resources"].get("CPU", 1.0) for node in ray.nodes() if node["Alive"])
-    task = ray.remote(num_cpus=min(config.cores(), widest), max_retries=RETRIES)(function)
-    try:
-        result: Result = ray.get(task.remote(*arguments))
-    except ray.exceptions.RayTaskError as error:
-        raise error.cause from None
+    ray = _reach(config)
+    wants = resources.asked(config.resources)
+    widest = max(node.get("CPU", 1.0) for node in resources.totals(ray))
+    asks = resources.share(wants, min(config.cores(), widest))
+    task = ray.remote(max_retries=RETRIES, **resources.options(asks))(function)
+    with resources.hinted(wants, asks, 1):
+        resources.wait_for_room(ray, asks, 1, _said, _patience(config))
+        try:
+            result: Result = ray.get(task.remote(*arguments))
+        except ray.exceptions.RayTaskError as error:
+            raise error.cause from None
     return result
 
 
@@ -236,41 +269,87 @@ def train(config: RunConfig, loop: Callable[[dict[str, Any]], None], settings: d
     """Run a training loop on Ray Train's workers; Ray restarts them when one dies, the loop finds its own place.
 
     Checkpoints go to the lake by the loop itself: Ray resumes from the last one that its controller has polled, which
-    may be older than the last one that was written.
+    may be older than the last one that was written. A node that is taken away with notice uses up no try; one that
+    goes without does, but as long as it is nodes that go, training is begun anew up to `LOSSES` times.
     """
-    cluster.connect(config.ray_address, config.cores())
-    from ray.train import FailureConfig, ScalingConfig, TrainingFailedError
+    ray = _reach(config)
+    from ray.train import TrainingFailedError
+
+    wants = resources.asked(config.resources)
+    on_card = bool(wants.gpus or wants.accelerator or _gpus())
+    asks = resources.share(wants, config.cores_each(), 1.0 if on_card else 0.0)
+    with resources.hinted(wants, asks, config.workers):
+        resources.wait_for_room(ray, asks, config.workers, _said, _patience(config))
+        for lost in range(LOSSES + 1):
+            nodes = _alive(ray)
+            try:
+                _fit(config, loop, settings, state_url, asks, wants.placement)
+                return
+            except TrainingFailedError as error:
+                cause = _cause(error)
+                if lost == LOSSES or not _went(ray, nodes, cause):
+                    raise cause from None
+                _said("a node went while training: it goes on from its last checkpoint with what there is")
+
+
+def _alive(ray: Any) -> set[str]:
+    return {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+
+
+def _went(ray: Any, nodes: set[str], cause: Exception) -> bool:
+    """Whether one of the nodes is gone; where a worker was lost that is waited for, as Ray notices after seconds."""
+    end = time.monotonic() + (NOTICED if isinstance(cause, ray.exceptions.RayError) else 0.0)
+    while nodes <= _alive(ray):
+        if time.monotonic() > end:
+            return False
+        time.sleep(1.0)
+    return True
+
+
+def _fit(
+    config: RunConfig,
+    loop: Callable[[dict[str, Any]], None],
+    settings: dict[str, Any],
+    state_url: str,
+    asks: resources.Share,
+    placement: str,
+) -> None:
+    from ray.train import FailureConfig, ScalingConfig
     from ray.train import RunConfig as TrainRunConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.torch import TorchTrainer
+
+    from pipelines.rendezvous import torch_config
 
     trainer = TorchTrainer(
         loop,
         train_loop_config=settings,
         scaling_config=ScalingConfig(
-            num_workers=config.workers, resources_per_worker={"CPU": config.cores_each()}, use_gpu=_gpus() > 0
+            num_workers=config.workers,
+            resources_per_worker=dict(asks),
+            use_gpu="GPU" in asks,
+            placement_strategy=placement,
         ),
-        torch_config=TorchConfig(backend="nccl" if _gpus() else "gloo"),
+        torch_config=torch_config("nccl" if "GPU" in asks else "gloo"),
         run_config=TrainRunConfig(
-            name=f"ray-{os.getpid()}", failure_config=FailureConfig(max_failures=RETRIES), **_ray_storage(state_url)
+            name=f"ray-{os.getpid()}",
+            failure_config=FailureConfig(max_failures=RETRIES, max_preemption_failures=-1),
+            **_ray_storage(state_url),
         ),
     )
     try:
         trainer.fit()
-    except TrainingFailedError as error:
-        raise _cause(error) from None
     finally:
         storage.remove_tree(storage.join(state_url, f"ray-{os.getpid()}"))
 
 
 def _ray_storage(url: str) -> dict[str, Any]:
     if storage.is_local(url):
-        path = storage.local_path(url).resolve()
-        path.mkdir(parents=True, exist_ok=True)
-        return {"storage_path": str(path)}
-    import fsspec
+        folder = storage.local_path(url).resolve()
+        folder.mkdir(parents=True, exist_ok=True)
+        return {"storage_path": str(folder)}
     from pyarrow.fs import FSSpecHandler, PyFileSystem
 
-    files, path = fsspec.core.url_to_fs(url)
+    files, path = stores.file_system(url)
     handler = FSSpecHandler(files)  # type: ignore[abstract]  # pyarrow-stubs leave its methods out
     return {"storage_path": path, "storage_filesystem": PyFileSystem(handler)}
 

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import contextvars
 import threading
 import time
 from typing import Any
 
 from prefect import flow, task
-from prefect.artifacts import create_table_artifact
 
 from components.registry.records import INPUTS, inputs
 from components.schema import StageReport
 from infra import storage
-from pipelines import remote
+from pipelines import artifacts, remote, retrying
 from pipelines.config import RunConfig
+from pipelines.jobs import run_stage
 from pipelines.locate import Workspace
 from pipelines.progress import Work
+from pipelines.slots import training_slot
 from pipelines.workers.train import training_loop
 from pipelines.workspace import workspace
 
@@ -23,18 +25,20 @@ from pipelines.workspace import workspace
 @flow(name="train", description="The recipe's stages, in order")
 def train(config: RunConfig) -> list[StageReport]:
     """Train every stage that has not been trained with these settings, data and predecessors."""
-    reports: list[StageReport] = train_stages(workspace(config))
-    create_table_artifact(key="training-stages", table=[report.model_dump() for report in reports])
+    artifacts.show_ray(config)
+    reports = run_stage("train", config, lambda: train_stages(workspace(config)))
+    artifacts.show_training(workspace(config), reports)
     return reports
 
 
-@task(name="train stages")
+@task(name="train stages", **retrying.TRAIN)
 def train_stages(work: Workspace) -> list[StageReport]:
     began = time.monotonic()
     before = [_manifest(url) for _, url in work.stages]
     started = {url for _, url in work.stages if storage.list_names(storage.join(url, "checkpoints"))}
     if not all(before):
-        _fit(work)
+        with training_slot():
+            _fit(work)
     reports = []
     for (stage, url), old in zip(work.stages, before, strict=True):
         made = _manifest(url)
@@ -105,7 +109,8 @@ def _fit(work: Workspace) -> None:
     note_inputs(work)
     progress = settings["progress"]
     over = threading.Event()
-    watcher = threading.Thread(target=_watch, args=(storage.join(progress, "progress.json"), over), daemon=True)
+    watch = contextvars.copy_context().run  # else the thread would not know which flow run it shows progress of
+    watcher = threading.Thread(target=watch, args=(_watch, storage.join(progress, "progress.json"), over), daemon=True)
     watcher.start()
     try:
         remote.train(work.config, training_loop, settings, progress)

@@ -19,6 +19,7 @@ settings.load_profile("earloom")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("EARLOOM_USE_UP", "0")  # never the services of the person who runs the tests
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 

@@ -38,6 +38,7 @@ def test_chain_ends_registered_reloads_and_answers(arch: str, corpus: Path, lake
     import ray
     from transformers import AutoConfig, AutoModel, AutoTokenizer
 
+    from components.registry.evaluation_record import read_evaluation
     from components.registry.mlflow_registry import find
     from models.contract import SpeechLLM
     from pipelines.chain import chain
@@ -82,6 +83,12 @@ def test_chain_ends_registered_reloads_and_answers(arch: str, corpus: Path, lake
             "digest"
         ]
     )
+
+    record = read_evaluation(found.url)
+    assert record is not None
+    assert record.data.digest == lineage["data"][0]["digest"]
+    part, metric = record.find(record.main)
+    assert part.rate(metric) == pytest.approx(json.loads((folder / "metrics.json").read_text())[record.main])
 
     origin = trace(str(lake), "model", f"{arch}-{corpus.name}@candidate")
     assert origin.gaps == ()

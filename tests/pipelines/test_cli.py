@@ -14,7 +14,8 @@ from pipelines.cli import app
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 COMMANDS = ["run", "ingest", "cache", "plan", "explain", "fit-memory", "train", "evaluate", "register"]
-COMMANDS += ["listen", "architectures", "import-checkpoint", "demo", "trace"]
+COMMANDS += ["listen", "architectures", "import-checkpoint", "demo", "trace", "up", "down", "status", "deploy"]
+COMMANDS += ["models", "promote", "rollback", "export"]
 TWO_WORDS = [["recipe", "show"], ["cache", "list"], ["cache", "prune"]]
 
 

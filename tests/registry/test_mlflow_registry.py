@@ -136,7 +136,7 @@ def test_curves_hold_only_numbers_and_names_that_every_server_takes() -> None:
 
 
 def test_no_password_is_shown() -> None:
-    assert shown("https://me:secret@host:5000/x") == "https://host:5000/x"
+    assert shown("https://me:secret@host:5000/x") == "https://***@host:5000/x"
 
 
 def test_the_module_is_quick_to_import() -> None:
