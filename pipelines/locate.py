@@ -1,36 +1,32 @@
-"""Where the artefacts of a run are, and how a run is identified: digests decide, nothing is remembered in a process."""
+"""Where the artefacts of a run are, and how a run is identified: digests decide, nothing is remembered in a process.
+
+What needs torch is imported where it is used: the ingest stage does without, and starts several seconds sooner.
+"""
 
 from __future__ import annotations
 
 import os
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from components.audio.sources import read_sources
 from components.audio.split import assign_splits
 from components.digest import digest
 from components.features.form import BF16, Form
-from components.features.key import feature_key, feature_root, form_for, refuse_if_trained
-from components.features.lloyd import fit_units
-from components.features.principal import fit_projection
-from components.features.store import FeatureStore, published
 from components.schema import AudioManifest, FeatureManifest, Recording, Reject
 from components.shards.index import read_manifest, read_rows
 from components.shards.ingest import ingest_config
 from components.shards.publish import dataset_version
 from infra import storage
-from models.architectures import load
-from models.contract import SpeechLLM
-from models.encoders import build_encoder
-from models.encoders.base import AudioEncoder
-from models.preset import Preset
 from models.recipe import Stage
 from pipelines.config import RunConfig
-from pipelines.kmeans import on_ray
 from pipelines.overrides import changed
+
+if TYPE_CHECKING:
+    from models.contract import SpeechLLM
+    from models.encoders.base import AudioEncoder
+    from models.preset import Preset
 
 TRAINING_VERSION = 2  # raise when the training code changes what a stage learns
 UNIT_ROLE = "units"
@@ -48,6 +44,8 @@ class Workspace:
 
     @cached_property
     def architecture(self) -> type[SpeechLLM]:
+        from models.architectures import load
+
         return load(self.config.arch)
 
     @cached_property
@@ -90,12 +88,18 @@ class Workspace:
     @cached_property
     def encoders(self) -> dict[str, AudioEncoder]:
         """On a card where this machine has one: where they compute is part of their features' key."""
+        import torch
+
+        from models.encoders import build_encoder
+
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         return {role: build_encoder(spec).to(device) for role, spec in self.preset.encoders.items()}
 
     @property
     def cached(self) -> bool:
         """Whether some stage takes cached features; ValueError if one is to train the encoder behind units."""
+        from components.features.key import refuse_if_trained
+
         hears = self.preset.recipe.hears
         if self.preset.units is not None:
             refuse_if_trained(self.preset.recipe.stages)
@@ -104,6 +108,8 @@ class Workspace:
     @cached_property
     def feature_roots(self) -> dict[str, str]:
         """Role -> root of the continuous features."""
+        from components.features.key import feature_root
+
         return {
             role: feature_root(self.config.lake, self.key_of(role), self.dataset, self.version)
             for role in self.encoders
@@ -111,18 +117,24 @@ class Workspace:
 
     def key_of(self, role: str) -> dict[str, Any]:
         """What decides the bytes of the features of an encoder."""
+        from components.features.key import feature_key
+
         projection = self.projections.get(role, (None, None))[1]
         return feature_key(self.encoders[role], None, self.forms[role], projection)
 
     @cached_property
     def forms(self) -> dict[str, Form]:
         """Role -> how its frames are stored; units are made of plain ones."""
+        from components.features.key import form_for
+
         asked = BF16 if self.preset.units is not None else Form.parse(self.config.features)
         return {role: form_for(encoder, asked) for role, encoder in self.encoders.items()}
 
     @cached_property
     def projections(self) -> dict[str, tuple[str, str]]:
         """Role -> URL and digest of the principal components of its frames, fitted on the train split if need be."""
+        from components.features.principal import fit_projection
+
         wanted = {role: form.dims for role, form in self.forms.items() if form.dims}
         if not wanted:
             return {}
@@ -136,6 +148,10 @@ class Workspace:
     @cached_property
     def codebook(self) -> tuple[str, str] | None:
         """URL and digest of the k-means of a discrete system, fitted on the train split if it is not there yet."""
+        from components.features.lloyd import fit_units
+        from components.features.store import FeatureStore
+        from pipelines.kmeans import on_ray
+
         if self.preset.units is None:
             return None
         store = FeatureStore(next(iter(self.feature_roots.values())))
@@ -149,6 +165,8 @@ class Workspace:
 
         Empty if the very first stage trains an encoder.
         """
+        from components.features.key import feature_key, feature_root
+
         if not self.cached:
             return {}
         if self.codebook is None:
@@ -158,6 +176,8 @@ class Workspace:
 
     @cached_property
     def features(self) -> dict[str, FeatureManifest]:
+        from components.features.store import published
+
         return {
             role: manifest
             for role, root in self.model_inputs.items()
@@ -169,6 +189,8 @@ class Workspace:
     @cached_property
     def base_digest(self) -> str:
         """What every stage depends on: parts, data, features, seed and the version of the training code."""
+        from components.features.key import feature_key
+
         parts = self.preset.model_dump(mode="json", exclude={"recipe"})
         cached: dict[str, Any] = {role: manifest.digest for role, manifest in self.features.items()}
         features = cached or {role: feature_key(encoder) for role, encoder in self.encoders.items()}

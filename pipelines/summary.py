@@ -8,14 +8,10 @@ from collections.abc import Sequence
 from rich.markup import escape
 from rich.table import Table
 
-from components.evaluation.examples import choose
-from components.evaluation.metrics import main_metric
 from components.schema import StageReport
 from infra import storage
 from pipelines.config import RunConfig
-from pipelines.evaluate import read_hypotheses, read_scores
 from pipelines.progress import console
-from pipelines.register import REGISTERED
 from pipelines.workspace import workspace
 
 STYLES = {"done": "green", "resumed": "yellow", "up to date": "dim"}
@@ -50,6 +46,11 @@ def show_stages(reports: Sequence[StageReport], seconds: float | None = None) ->
 
 def show_run(config: RunConfig, report_url: str, clip: str) -> None:
     """Metric before and after, five answers, the registered version, the report and a command to try."""
+    from components.evaluation.examples import choose
+    from components.evaluation.metrics import main_metric
+    from pipelines.evaluate import read_hypotheses, read_scores
+    from pipelines.register import REGISTERED
+
     work = workspace(config)
     scores, before = read_scores(work)
     name, value, _ = main_metric(scores)

@@ -23,17 +23,25 @@ def exact_samples(data: bytes) -> tuple[np.ndarray, tuple[str, ...]] | None:
     header = fits(data)
     if header is None or header.format != "FLAC" or refusal(data):
         return None
-    import miniaudio
-
-    try:
-        decoded = miniaudio.flac_read_s16(data)
-    except miniaudio.MiniaudioError:
-        return None
-    samples = np.frombuffer(decoded.samples, np.int16)
-    if decoded.nchannels != 1 or len(samples) != header.frames or has_offset(samples, FULL):
+    samples = _decoded(data)
+    if samples is None or len(samples) != header.frames or has_offset(samples, FULL):
         return None
     low, high = int(samples.min()), int(samples.max())
     if max(high, -low) < SILENCE * FULL:
         return samples, (SILENT,)
     clipped = stands_at(samples, high, FULL) or stands_at(samples, low, FULL)
     return samples, (CLIPPED,) if clipped else ()
+
+
+def _decoded(data: bytes) -> np.ndarray | None:
+    """`(samples,)` int16 of a mono FLAC where dr_flac left them; `miniaudio.flac_read_s16` would copy them twice."""
+    from miniaudio import ffi, lib
+
+    channels, rate, frames = ffi.new("unsigned int *"), ffi.new("unsigned int *"), ffi.new("ma_dr_flac_uint64 *")
+    made = lib.ma_dr_flac_open_memory_and_read_pcm_frames_s16(data, len(data), channels, rate, frames, ffi.NULL)
+    if not made:
+        return None
+    owned = ffi.gc(made, lambda memory: lib.ma_dr_flac_free(memory, ffi.NULL))
+    if channels[0] != 1 or not frames[0]:
+        return None
+    return np.frombuffer(ffi.buffer(owned, frames[0] * 2), np.int16)

@@ -1,12 +1,13 @@
 """Ingest against lhotse's Shar export, and against its own bare kernels: `python -m tests.benchmarks.ingest_speed`.
 
 The same files, two worker processes each, the same target (16 kHz FLAC in tars; `original` where bytes are kept). The
-sides take turns in fresh processes; each reports the seconds of its own work, without imports and without looking for
-the files. Ours also checks and digests every clip, and leaves an index, a manifest and sha256 of each shard.
+sides take turns in fresh processes. The bars are for whole processes, as those of REFERENCES.md: imports, looking for
+the files and starting workers included, on both sides. `work` is what remains without these, as with very many files.
+Ours also checks and digests every clip, and leaves an index, a manifest and sha256 of each shard.
 
 With `--flow` only the stage is measured, on Opus files of about a minute of work under so many names: `earloom ingest`
-as a person calls it, from the shell's prompt to the next, with Prefect's server, Ray and the data set's page, against
-the same kernels in two bare processes.
+as a person calls it, from the shell's prompt to the next, with Prefect, Ray and the data set's page, against the same
+kernels in two bare processes; once with a Prefect server that runs already, as a team has, and once without.
 
 lhotse is not a dependency: `pip install --target FOLDER --no-deps lhotse intervaltree cytoolz lilcom sortedcontainers
 toolz tabulate audioread`, and name the folder with --lhotse. NeMo's script needs the whole toolkit and is not run.
@@ -22,27 +23,20 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from itertools import cycle, islice
 from pathlib import Path
 from statistics import geometric_mean
+from typing import NamedTuple
 
 import numpy as np
 import soundfile as sf
 import soxr
 
-from components.audio.split import assign_splits
-from components.schema import Annotation, Recording
-from components.shards.group import Keyed, plan_groups
-from components.shards.ingest import ingest_group
-from components.shards.publish import publish
-from components.shards.settings import Ingest
+from tests.benchmarks.ingest_sides import ours
 from tests.benchmarks.measuring import Comparison, interleaved, machine, middle, verdict
 
 DATA = Path(__file__).parents[3] / "shared" / "data" / "librispeech_speakers"
-PER_SHARD = 250
 MINUTE = 60  # seconds of work for the whole stage
 FORMS = {"flac": (16_000, "FLAC", None), "wav": (44_100, "WAV", None), "mp3": (44_100, "MP3", None)}
 FORMS["opus"] = (48_000, "OGG", "OPUS")
@@ -78,86 +72,47 @@ def corpus(folder: Path, form: str, clips: int) -> float:
     return total
 
 
-# ---- the sides: each is run in a process of its own, and prints its seconds ------------------------------------------
+class Rate(NamedTuple):
+    """Times real time: of a side's work, and of its whole process."""
+
+    work: float
+    whole: float
 
 
-def ours(folder: Path, out: Path, jobs: int, settings: Ingest) -> float:
-    from components.digest import digest_file
-
-    files = sorted(folder.iterdir())
-    noted = [Annotation(id=file.stem, text="the words of it") for file in files]
-    pairs = zip(files, noted, strict=True)
-    found = [Recording(url=str(file), digest=digest_file(file), annotation=note) for file, note in pairs]
-    groups = plan_groups(assign_splits(found), PER_SHARD)
-    began = time.perf_counter()
-    work = partial(_one, root=str(out / "audio" / "v"), data=str(folder), settings=settings)
-    with ProcessPoolExecutor(jobs) as pool:
-        list(pool.map(work, enumerate(groups)))
-    manifest = publish(str(out / "audio" / "v"), "speed", "v", groups, [], str(folder), PER_SHARD, settings)
-    spent = time.perf_counter() - began
-    assert manifest.samples == len(files), f"{manifest.rejected} of {len(files)} were set aside"
-    return spent
-
-
-def _one(item: tuple[int, Sequence[Keyed]], root: str, data: str, settings: Ingest) -> None:
-    ingest_group(item[0], item[1], root, data, settings)
-
-
-def lhotse(folder: Path, out: Path, jobs: int, form: str) -> float:
-    from lhotse import CutSet, MonoCut, SupervisionSegment
-    from lhotse import Recording as Found
-
-    cuts = []
-    for file in sorted(folder.iterdir()):
-        recording = Found.from_file(file)
-        said = SupervisionSegment(file.stem, file.stem, 0, recording.duration, text="the words of it")
-        cuts.append(MonoCut(file.stem, 0, recording.duration, 0, recording=recording, supervisions=[said]))
-    whole = CutSet.from_cuts(cuts).to_eager()
-    if form != "original" and cuts[0].recording.sampling_rate != 16_000:
-        whole = whole.resample(16_000)
-    began = time.perf_counter()
-    whole.to_shar(out, fields={"recording": form}, shard_size=PER_SHARD, num_jobs=jobs)
-    return time.perf_counter() - began
-
-
-def flow(folder: Path, out: Path, jobs: int) -> float:
-    words = ["ingest", "--arch", "funasr_llm", "--data", str(folder), "--lake", str(out), "preset=tiny"]
-    began = time.perf_counter()
-    subprocess.run(
-        [sys.executable, "-m", "pipelines.cli", *words, f"cpus={jobs}", f"per_shard={PER_SHARD}"],
-        check=True,
-        capture_output=True,
-    )
-    return time.perf_counter() - began
-
-
-SIDES: dict[str, Callable[[Path, Path, int], float]] = {
-    "ours": partial(ours, settings=Ingest()),
-    "ours-trust": partial(ours, settings=Ingest(trust=True)),
-    "flow": flow,
-    "lhotse-flac": partial(lhotse, form="flac"),
-    "lhotse-original": partial(lhotse, form="original"),
-}
-
-
-def run_side(name: str, folder: Path, seconds: float, jobs: int, extra: str) -> float:
-    """Times real time of one side, in a fresh process."""
+def run_side(name: str, folder: Path, seconds: float, jobs: int, extra: str) -> Rate:
+    """What one side does with `seconds` of audio, in a fresh process."""
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f"{name}.") as out:
-        command = [sys.executable, "-m", "tests.benchmarks.ingest_speed", "--side", name, str(folder), out, str(jobs)]
+        command = [sys.executable, "-m", "tests.benchmarks.ingest_sides", name, str(folder), out, str(jobs)]
         paths = os.pathsep.join(filter(None, [str(Path(__file__).parents[2]), extra]))
+        began = time.perf_counter()
         done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": paths})
+        whole = time.perf_counter() - began
         if done.returncode:
             raise RuntimeError(done.stderr[-2000:])
-        return seconds / float(done.stdout.split()[-1])
+        return Rate(seconds / float(done.stdout.split()[-1]), seconds / whole)
 
 
 def compare(title: str, folder: Path, seconds: float, base: str, other: str, rounds: int, extra: str) -> Comparison:
+    """Whole processes against each other; what the work alone makes of it is printed too."""
     ways = {name: partial(run_side, name, folder, seconds, 2, extra) for name in (base, other)}
     found = interleaved(ways, rounds)
-    compared = Comparison(found[base], found[other])
-    rates = ", ".join(f"{name} {middle(found[name], ',.0f')} x real time" for name in ways)
-    print(f"{title}: {compared.ratio:.2f}x; {rates}", flush=True)
+    for part in ("work", "whole"):
+        rates = {name: [getattr(rate, part) for rate in found[name]] for name in ways}
+        compared = Comparison(rates[base], rates[other])
+        said = ", ".join(f"{name} {middle(rates[name], ',.0f')} x real time" for name in ways)
+        print(f"{title}, {part}: {compared.ratio:.2f}x; {said}", flush=True)
     return compared
+
+
+def touch_memory(folder: Path, share: float = 0.5) -> None:
+    """Use free memory once: a virtual machine gets it from its host at first use, which would be the first side's."""
+    import psutil
+
+    filler, block = folder / "filler", bytes(64 << 20)
+    with open(filler, "wb") as file:
+        for _ in range(int(psutil.virtual_memory().available * share) // len(block)):
+            file.write(block)
+    filler.unlink()
 
 
 def main() -> int:
@@ -166,14 +121,11 @@ def main() -> int:
     parser.add_argument("--clips", type=int, default=1500, help="of 16 kHz FLAC; a tenth of them in other formats")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--flow", action="store_true", help="the whole stage against its kernels, nothing else")
-    parser.add_argument("--side", nargs=4, metavar=("NAME", "FROM", "TO", "JOBS"), help=argparse.SUPPRESS)
     given = parser.parse_args()
-    if given.side:
-        name, folder, out, jobs = given.side
-        print(SIDES[name](Path(folder), Path(out), int(jobs)))
-        return 0
     memory = Path("/dev/shm") if Path("/dev/shm").is_dir() else None
     place = Path(tempfile.mkdtemp(dir=memory, prefix="ingest-speed."))
+    if memory:
+        touch_memory(place)
     try:
         return measure_flow(place, given.rounds) if given.flow else measure(place, given)
     finally:
@@ -184,7 +136,7 @@ def measure_flow(place: Path, rounds: int) -> int:
     folder, names = place / "opus", 150
     seconds = corpus(folder, "opus", names)
     with tempfile.TemporaryDirectory(dir=place) as out:
-        copies = max(1, round(MINUTE / ours(folder, Path(out), 2, Ingest())))
+        copies = max(1, round(MINUTE / ours(folder, Path(out), 2)))
     for file in sorted(folder.iterdir()):
         for number in range(1, copies):
             os.link(file, folder / f"{file.stem}-{number}.opus")
@@ -199,9 +151,10 @@ def measure(place: Path, given: argparse.Namespace) -> int:
     flac, seconds = place / "flac", lengths["flac"]
     missed = 0
     one = partial(run_side, "ours", flac, seconds, 1, "")
-    scaled = interleaved({"one": one, "two": partial(run_side, "ours", flac, seconds, 2, "")}, given.rounds)
-    print(f"one core {middle(scaled['one'], ',.0f')}, two {middle(scaled['two'], ',.0f')} x real time")
-    both = Comparison(scaled["one"], scaled["two"])
+    found = interleaved({"one": one, "two": partial(run_side, "ours", flac, seconds, 2, "")}, given.rounds)
+    cores = {name: [rate.work for rate in rates] for name, rates in found.items()}
+    print(f"one core {middle(cores['one'], ',.0f')}, two {middle(cores['two'], ',.0f')} x real time")
+    both = Comparison(cores["one"], cores["two"])
     missed += verdict("two cores against one", both.ratio, 1.90, both.drift)
     if not given.lhotse:
         print("no --lhotse FOLDER: nothing to compare with")

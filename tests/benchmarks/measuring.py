@@ -11,11 +11,13 @@ import os
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 
 from components.training.fit import device_name
 
+Found = TypeVar("Found")
 STEADY = 1.25  # how far the base's earlier and later runs may be apart
 
 
@@ -38,9 +40,9 @@ class Comparison:
         return max(there, back) / min(there, back)
 
 
-def interleaved(ways: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+def interleaved(ways: Mapping[str, Callable[[], Found]], rounds: int) -> dict[str, list[Found]]:
     """What each way returns, twice a round: a round runs them in order and then in reverse."""
-    found: dict[str, list[float]] = {name: [] for name in ways}
+    found: dict[str, list[Found]] = {name: [] for name in ways}
     for _ in range(rounds):
         for name in [*ways, *reversed(ways)]:
             found[name].append(ways[name]())

@@ -51,6 +51,15 @@ def test_help_imports_nothing_heavy_and_answers_at_once() -> None:
 
 
 @pytest.mark.slow
+def test_ingest_starts_without_torch() -> None:
+    """Torch, transformers and what they bring take longer to import than a small data set to ingest."""
+    heavy = {"torch", "transformers", "peft", "pandas"}
+    imported = f"import sys, pipelines.ingest, pipelines.summary; print(sorted({heavy} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", imported], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.slow
 def test_recipe_show_prints_the_stages_in_order() -> None:
     printed = said("recipe", "show", "salmonn", "--preset", "paper")
     assert printed.index("name: pretrain") < printed.index("name: instruct") < printed.index("name: activate")

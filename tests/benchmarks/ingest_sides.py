@@ -1,0 +1,85 @@
+"""The sides of `tests.benchmarks.ingest_speed`, each run in a process of its own: prints the seconds of its work.
+
+`python -m tests.benchmarks.ingest_sides NAME FROM TO JOBS`. What a side does not need it does not import.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
+
+PER_SHARD = 250
+
+
+def ours(folder: Path, out: Path, jobs: int, trust: bool = False) -> float:
+    from components.audio.split import assign_splits
+    from components.digest import digest_file
+    from components.schema import Annotation, Recording
+    from components.shards.group import plan_groups
+    from components.shards.ingest import ingest_group
+    from components.shards.publish import publish
+    from components.shards.settings import Ingest
+
+    settings = Ingest(trust=trust)
+    files = sorted(folder.iterdir())
+    noted = [Annotation(id=file.stem, text="the words of it") for file in files]
+    pairs = zip(files, noted, strict=True)
+    found = [Recording(url=str(file), digest=digest_file(file), annotation=note) for file, note in pairs]
+    groups = plan_groups(assign_splits(found), PER_SHARD)
+    began = time.perf_counter()
+    root, data = str(out / "audio" / "v"), str(folder)
+    with ProcessPoolExecutor(jobs) as pool:
+        made = [pool.submit(ingest_group, *item, root, data, settings) for item in enumerate(groups)]
+        for one in made:
+            one.result()
+    manifest = publish(root, "speed", "v", groups, [], data, PER_SHARD, settings)
+    spent = time.perf_counter() - began
+    assert manifest.samples == len(files), f"{manifest.rejected} of {len(files)} were set aside"
+    return spent
+
+
+def lhotse(folder: Path, out: Path, jobs: int, form: str) -> float:
+    from lhotse import CutSet, MonoCut, SupervisionSegment
+    from lhotse import Recording as Found
+
+    cuts = []
+    for file in sorted(folder.iterdir()):
+        recording = Found.from_file(file)
+        said = SupervisionSegment(file.stem, file.stem, 0, recording.duration, text="the words of it")
+        cuts.append(MonoCut(file.stem, 0, recording.duration, 0, recording=recording, supervisions=[said]))
+    whole = CutSet.from_cuts(cuts).to_eager()
+    if form != "original" and cuts[0].recording.sampling_rate != 16_000:
+        whole = whole.resample(16_000)
+    began = time.perf_counter()
+    whole.to_shar(out, fields={"recording": form}, shard_size=PER_SHARD, num_jobs=jobs)
+    return time.perf_counter() - began
+
+
+def flow(folder: Path, out: Path, jobs: int) -> float:
+    words = ["ingest", "--arch", "funasr_llm", "--data", str(folder), "--lake", str(out), "preset=tiny"]
+    began = time.perf_counter()
+    subprocess.run(
+        [sys.executable, "-m", "pipelines.cli", *words, f"cpus={jobs}", f"per_shard={PER_SHARD}"],
+        check=True,
+        capture_output=True,
+    )
+    return time.perf_counter() - began
+
+
+SIDES: dict[str, Callable[[Path, Path, int], float]] = {
+    "ours": ours,
+    "ours-trust": partial(ours, trust=True),
+    "flow": flow,
+    "lhotse-flac": partial(lhotse, form="flac"),
+    "lhotse-original": partial(lhotse, form="original"),
+}
+
+
+if __name__ == "__main__":
+    name, source, target, cores = sys.argv[1:]
+    print(SIDES[name](Path(source), Path(target), int(cores)))
