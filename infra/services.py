@@ -21,7 +21,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from infra import processes
+from infra import processes, s3
 from infra.environment import DEFAULTS
 from infra.processes import free_port as free_port  # for tests
 
@@ -78,6 +78,8 @@ def start_prefect(
         "PREFECT_SERVER_API_PORT": str(port),
         "PREFECT_SERVER_LOGGING_LEVEL": _level("PREFECT_SERVER_LOGGING_LEVEL", "WARNING"),
         "PREFECT_LOGGING_LEVEL": _level("PREFECT_LOGGING_LEVEL", "WARNING"),
+        # In memory, a server that was started anew would not know who has a place in a limit, and never free it.
+        "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
         "PREFECT_UI_API_URL": os.environ.get("PREFECT_UI_API_URL") or f"http://{_bracketed(seen)}:{port}/api",
         # Else any page that is open in a browser of this machine could start flows.
         "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": ",".join(f"http://{_bracketed(name)}:{port}" for name in known),
@@ -139,7 +141,7 @@ def start_mlflow(
     known = _names(host, names)
     command += ["--allowed-hosts", ",".join(f"{_bracketed(name)}:{port}" for name in known)]
     command += ["--cors-allowed-origins", ",".join(f"http://{_bracketed(name)}:{port}" for name in known)]
-    own = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    own = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", **s3.mlflow_environment()}
     if auth:
         command += ["--app-name", "basic-auth"]
         own |= _mlflow_auth(place, data, auth)

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import ConfigDict, Field, ValidationInfo, field_validator
 
 from components.features.form import FORMS
+from components.registry.names import refuse_champion
 from components.shards.settings import Ingest
 from components.training.compute import Compute
 from infra import secrets
@@ -113,6 +114,13 @@ class RunConfig(Declared):
         if not os.path.isdir(path):
             raise ValueError(f"there is no folder {path}: name one with this code, the URL of a zip, or {NOTHING}")
         return path
+
+    @field_validator("alias")
+    @classmethod
+    def earned(cls, alias: str) -> str:
+        """The champion's alias is given by `earloom promote` alone."""
+        refuse_champion(alias)
+        return alias
 
     def cores(self) -> int:
         return self.cpus or os.cpu_count() or 1

@@ -62,7 +62,7 @@ def trace(
         raise ValueError("say what to trace, one of --speaker, --file, --clip, --model and --dataset")
     from pipelines import tracing
 
-    place = _lake(lake)
+    place = lake_url(lake)
     found = tracing.trace(place, *asked[0], every, tracking_uri)
     if as_json:
         typer.echo(tracing.as_json(found, place))
@@ -76,7 +76,7 @@ def caches_list(lake: Lake = None, as_json: Json = False) -> None:
     """Every feature cache: encoder, data, size, age, and whether audio, stages and runs lead to it."""
     from pipelines.caches import show_caches
 
-    show_caches(_lake(lake), as_json)
+    show_caches(lake_url(lake), as_json)
 
 
 def caches_prune(
@@ -97,10 +97,11 @@ def caches_prune(
     """
     from pipelines.caches import prune
 
-    prune(_lake(lake), older_than, larger_than, unreachable, even_reachable, yes)
+    prune(lake_url(lake), older_than, larger_than, unreachable, even_reachable, yes)
 
 
-def _lake(given: str | None) -> str:
+def lake_url(given: str | None) -> str:
+    """The lake that a command was given, else that of the environment; a local path is absolute."""
     import os
 
     url = given or os.environ.get("EARLOOM_LAKE", "./lake")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from components.registry.names import CHAMPION
-from pipelines.lake_commands import Json, Lake
+from pipelines.lake_commands import Json, Lake, lake_url
 
 if TYPE_CHECKING:
     from pipelines.promoting import Outcome
@@ -153,17 +153,10 @@ def export(
     from pipelines.exporting import Wishes, export_model, show_export
 
     wishes = Wishes(licence, overwrite, public, revision, message)
-    show_export(export_model(model, to, destination, _lake(lake), _registry(lake, tracking_uri), wishes))
+    show_export(export_model(model, to, destination, lake_url(lake), _registry(lake, tracking_uri), wishes))
 
 
 def _registry(lake: str | None, tracking_uri: str | None) -> str:
     from pipelines.promoting import registry_uri
 
-    return registry_uri(_lake(lake), tracking_uri)
-
-
-def _lake(given: str | None) -> str:
-    import os
-
-    url = given or os.environ.get("EARLOOM_LAKE", "./lake")
-    return url if "://" in url else os.path.abspath(os.path.expanduser(url))
+    return registry_uri(lake_url(lake), tracking_uri)

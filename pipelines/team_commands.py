@@ -12,7 +12,7 @@ from pipelines.lake_commands import Json, Lake
 def add(app: typer.Typer) -> None:
     """Register the commands."""
     app.command(epilog="Example: earloom up --lake ./lake")(up)
-    app.command(epilog='Example: eval "$(earloom status --env)"')(status)
+    app.command(epilog='Example: earloom status --json. For a shell: eval "$(earloom status --env)"')(status)
     app.command(epilog="Example: earloom down")(down)
 
 

@@ -38,12 +38,12 @@ def test_an_id_names_the_stage_and_changes_with_the_work_only() -> None:
     assert one.startswith("earloom-train-") and len(one) == len("earloom-train-") + 16 + 1
     how = {"workers": 2, "cpus": 3, "ray_address": "http://127.0.0.1:1", "ray_env": {"env_vars": {"A": "b"}}}
     assert work_id("train", config(**how, **{"resources.train.gpus": 1})) == one
-    assert work_id("train", config(alias="champion", eval_clips=3)) == one  # matters to later stages only
+    assert work_id("train", config(alias="nightly", eval_clips=3)) == one  # matters to later stages only
     for other in ({"seed": 1}, {"data": "/data/other"}, {"lake": "/other"}, {"recipe.stages.lora.epochs": 2}):
         assert work_id("train", config(**other)) != one
     assert work_id("ingest", config(preset="tiny")) == work_id("ingest", config())  # two systems share their audio
     assert work_id("cache", config(preset="tiny")) != work_id("cache", config())
-    assert work_id("register", config(alias="champion")) != work_id("register", config())
+    assert work_id("register", config(alias="nightly")) != work_id("register", config())
 
 
 # ---- what is sent ---------------------------------------------------------------------------------------------------
