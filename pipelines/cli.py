@@ -148,12 +148,13 @@ def _stage_command(name: str) -> Callable[..., None]:
         from infra import cluster
         from pipelines import server
         from pipelines.summary import show_stages
+        from pipelines.workspace import shared
 
         config = _config(arch, data, recipe, lake, settings, verbose)
         server.wake()
         stage: Callable[[RunConfig], Any] = getattr(importlib.import_module(f"pipelines.{name}"), name)
         try:
-            with server.reached():
+            with server.reached(), shared(config):
                 made = stage(config)
         finally:
             cluster.disconnect()

@@ -33,8 +33,9 @@ import numpy as np
 import soundfile as sf
 import soxr
 
+from infra import services
 from tests.benchmarks.ingest_sides import ours
-from tests.benchmarks.measuring import Comparison, interleaved, machine, middle, verdict
+from tests.benchmarks.measuring import Comparison, environment, interleaved, machine, middle, verdict
 
 DATA = Path(__file__).parents[3] / "shared" / "data" / "librispeech_speakers"
 MINUTE = 60  # seconds of work for the whole stage
@@ -83,9 +84,9 @@ def run_side(name: str, folder: Path, seconds: float, jobs: int, extra: str) -> 
     """What one side does with `seconds` of audio, in a fresh process."""
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f"{name}.") as out:
         command = [sys.executable, "-m", "tests.benchmarks.ingest_sides", name, str(folder), out, str(jobs)]
-        paths = os.pathsep.join(filter(None, [str(Path(__file__).parents[2]), extra]))
+        own = environment(str(Path(__file__).parents[2]), extra)
         began = time.perf_counter()
-        done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": paths})
+        done = subprocess.run(command, capture_output=True, text=True, env=own)
         whole = time.perf_counter() - began
         if done.returncode:
             raise RuntimeError(done.stderr[-2000:])
@@ -141,8 +142,16 @@ def measure_flow(place: Path, rounds: int) -> int:
         for number in range(1, copies):
             os.link(file, folder / f"{file.stem}-{number}.opus")
     print(f"{machine()}; {names} Opus files under {copies} names each, {seconds * copies / 3600:.1f} hours", flush=True)
-    tax = compare("stage", folder, seconds * copies, "ours", "flow", rounds, "")
-    return int(verdict("stage against its kernels", tax.ratio, 0.9, tax.drift) > 0)
+    os.environ["EARLOOM_USE_UP"] = "0"
+    server = services.start_prefect(place / "home")
+    try:
+        os.environ["PREFECT_API_URL"] = server.url
+        tax = compare("stage, Prefect's server running", folder, seconds * copies, "ours", "flow", rounds, "")
+    finally:
+        services.stop(server)
+        del os.environ["PREFECT_API_URL"]
+    compare("stage, with a server of its own", folder, seconds * copies, "ours", "flow", rounds, "")
+    return int(verdict("stage against its kernels, Prefect's server running", tax.ratio, 0.9, tax.drift) > 0)
 
 
 def measure(place: Path, given: argparse.Namespace) -> int:

@@ -18,6 +18,8 @@ import torch
 from components.training.fit import device_name
 
 Found = TypeVar("Found")
+# Where it is set, each process, and each of Ray's, compiles all that it imports.
+BYTECODE = "PYTHONDONTWRITEBYTECODE"
 STEADY = 1.25  # how far the base's earlier and later runs may be apart
 
 
@@ -52,6 +54,12 @@ def interleaved(ways: Mapping[str, Callable[[], Found]], rounds: int) -> dict[st
 def middle(values: Sequence[float], form: str = ".1f") -> str:
     """The median, with the least and the most in brackets."""
     return f"{statistics.median(values):{form}} ({min(values):{form}} to {max(values):{form}})"
+
+
+def environment(*paths: str) -> dict[str, str]:
+    """That of a side in a process of its own: this one's, with bytecode, and with `paths` to import from."""
+    kept = {name: value for name, value in os.environ.items() if name != BYTECODE}
+    return kept | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
 
 
 def machine(device: torch.device | None = None, dtype: torch.dtype | None = None) -> str:

@@ -8,7 +8,6 @@ turns. The bar: at most 10 % more, or 15 s.
 from __future__ import annotations
 
 import argparse
-import os
 import subprocess
 import sys
 import tempfile
@@ -17,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from statistics import median
 
-from tests.benchmarks.measuring import STEADY, interleaved, machine, middle
+from tests.benchmarks.measuring import STEADY, environment, interleaved, machine, middle
 
 REPOSITORY = Path(__file__).parents[2]
 SHARE, SECONDS = 0.10, 15.0
@@ -48,9 +47,7 @@ def seconds_of(module: str, command: str, corpus: Path) -> float:
     with tempfile.TemporaryDirectory(prefix="orchestration.") as folder:
         words = [sys.executable, "-m", module, command, *settings_of(corpus, Path(folder) / "lake")]
         began = time.perf_counter()
-        done = subprocess.run(
-            words, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(REPOSITORY)}, cwd=folder
-        )
+        done = subprocess.run(words, capture_output=True, text=True, env=environment(str(REPOSITORY)), cwd=folder)
         spent = time.perf_counter() - began
         if done.returncode:
             raise RuntimeError((done.stdout + done.stderr)[-3000:])

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 
-from tests.pipelines.conftest import hashes
+from tests.pipelines.conftest import REPOSITORY, hashes
 from tests.pipelines.prefect_helpers import Server, alive, below
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
@@ -117,6 +120,35 @@ def test_one_stage_is_run_again_from_its_own_form(team: Team, chain: tuple[str, 
     run = team.server.start("evaluate/evaluate", team.config("lake"))
     assert team.server.ended(run)["state"]["name"] == "Completed", team.server.log(run)
     assert "metrics" in team.server.artifacts(run)
+
+
+HOLDS = """
+import time
+from infra.environment import prepare; prepare()
+from prefect import flow
+from pipelines.slots import training_slot
+
+@flow
+def hold():
+    with training_slot():
+        began = time.time()
+        time.sleep(3)
+        return began, time.time()
+
+print(*hold())
+"""
+
+
+def test_two_trainings_wait_for_each_other(team: Team) -> None:
+    """Flows of different deployments, as a chain and a lone training are; here they only hold the place."""
+    environment = os.environ | {"PREFECT_API_URL": team.server.url, "PREFECT_HOME": str(team.folder / "home")}
+    command = [sys.executable, "-c", HOLDS]
+    both = [
+        subprocess.Popen(command, env=environment, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True) for _ in range(2)
+    ]
+    spans = sorted(tuple(map(float, one.communicate(timeout=120)[0].split())) for one in both)
+    assert [one.returncode for one in both] == [0, 0]
+    assert spans[1][0] >= spans[0][1]
 
 
 def test_wrong_values_are_said_in_words(team: Team) -> None:

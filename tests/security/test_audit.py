@@ -44,7 +44,7 @@ def registry(audit: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, 
             pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Pages)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     monkeypatch.setattr(audit, "INDEX", f"http://127.0.0.1:{server.server_port}/simple")
     yield pages
     server.shutdown()

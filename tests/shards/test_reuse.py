@@ -28,6 +28,7 @@ def members(recordings: list[Recording], per_shard: int) -> list[tuple[str, ...]
     return [tuple(item.key for item in group) for group in plan_groups(recordings, per_shard)]
 
 
+@pytest.mark.slow
 def test_groups_are_never_too_large_and_mostly_more_than_half_full() -> None:
     sizes = [len(group) for group in members(many(20_000), 256)]
     assert sum(sizes) == 20_000
@@ -50,6 +51,7 @@ def test_a_change_moves_few_groups(place: int, count: int) -> None:
     assert sum(group not in before for group in removed) <= 20
 
 
+@pytest.mark.slow
 def test_a_typical_addition_makes_one_or_two_groups_anew() -> None:
     whole = many(2000)
     before = set(members(whole, 32))

@@ -122,6 +122,7 @@ def test_micro_batches_learn_what_the_whole_batch_learns(alone: Path, tmp_path: 
     assert max(len(load_step(data, step, micro_tokens=130)) for step in range(len(data.plan))) >= 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", ["bucketed", "packed"])
 def test_recomputed_activations_give_the_same_bits(alone: Path, tmp_path: Path, layout: Any) -> None:
     trained(tmp_path, stage_of("lm"), layout=layout, activation_checkpointing=True)
@@ -129,6 +130,7 @@ def test_recomputed_activations_give_the_same_bits(alone: Path, tmp_path: Path, 
     assert apart(final(tmp_path), final(alone / f"lm-{layout}")) == 0.0
 
 
+@pytest.mark.slow
 def test_recomputed_activations_draw_the_same_dropout(tmp_path: Path) -> None:
     for name, recompute in (("kept", False), ("recomputed", True)):
         trained(tmp_path / name, parts=built(dropout=0.3), layout="packed", activation_checkpointing=recompute)

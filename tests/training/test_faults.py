@@ -207,7 +207,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
 
 
 @pytest.mark.parametrize("seconds", [pytest.param(5, marks=pytest.mark.slow), 30])
-@pytest.mark.parametrize("begins", ["put_file", "pipe_file"])
+@pytest.mark.parametrize("begins", [pytest.param("put_file", marks=pytest.mark.slow), "pipe_file"])
 def test_a_storage_that_is_away_for_half_a_minute_costs_time_only(
     tmp_path: Path, clock: list[float], monkeypatch: pytest.MonkeyPatch, begins: str, seconds: int
 ) -> None:

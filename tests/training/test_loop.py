@@ -44,7 +44,7 @@ STEPS = 9
 
 
 @pytest.mark.parametrize("layout", ["bucketed", "packed"])
-@pytest.mark.parametrize("loss", ["lm", "ctc"])
+@pytest.mark.parametrize("loss", ["lm", pytest.param("ctc", marks=pytest.mark.slow)])
 def test_stopped_and_resumed_gives_the_same_bits(tmp_path: Path, loss: str, layout: Any) -> None:
     stage = make_stage(loss)
     trained(tmp_path / "straight", stage, built(dropout=0.1), layout=layout)
