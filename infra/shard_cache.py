@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import fcntl
 import os
+import random
 import re
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from infra import disk, objects, storage
@@ -61,16 +62,23 @@ def cached_copy(url: str, sha256: str, size: int) -> Iterator[Path]:
         raise ValueError(f"{storage.shown(url)}: {sha256[:80]!r} is no sha256; write the index of the shards again")
     path, allowed, fetched = folder() / sha256, limit(), False
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    lock_file, rounds = path.with_suffix(".lock"), 0
     try:
-        for how in (fcntl.LOCK_SH, fcntl.LOCK_EX) * ROUNDS:
-            with _locked(path.with_suffix(".lock"), how) as lock:
-                if how == fcntl.LOCK_EX:
-                    if not _is_checked(path, lock, size):
-                        fetched = True
-                        _download(url, path, lock, size, allowed)
-                    fcntl.flock(lock, fcntl.LOCK_SH)  # others may come between, so it is looked at again
-                if _is_at(lock, path.with_suffix(".lock")) and _is_checked(path, lock, size):
-                    os.utime(lock)
+        while rounds < ROUNDS:
+            with _locked(lock_file, fcntl.LOCK_SH) as lock:  # waits while another downloads it
+                if _usable(path, lock, size):
+                    yield path
+                    return
+            with _alone(lock_file) as own:
+                if own is None:  # another was faster; to wait for it here would be to wait until it has read the shard
+                    time.sleep(random.uniform(0.005, 0.05))
+                    continue
+                rounds += 1
+                if not _is_checked(path, own, size):
+                    fetched = True
+                    _download(url, path, own, size, allowed)
+                fcntl.flock(own, fcntl.LOCK_SH)  # others may come between, so it is looked at again
+                if _usable(path, own, size):
                     yield path
                     return
         raise OSError(f"{path} is removed again and again: make $EARLOOM_SHARD_CACHE larger than what is used at once")
@@ -82,6 +90,17 @@ def cached_copy(url: str, sha256: str, size: int) -> Iterator[Path]:
 def distrust(copy: Path) -> None:
     """Let whoever asks for a shard next have it downloaded anew: its copy here is not what it was."""
     os.utime(copy)  # its time is no longer the one at which it was checked
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[int | None]:
+    """The lock file, locked for nobody else; None if somebody has it."""
+    with ExitStack() as held:
+        try:
+            handle = held.enter_context(_locked(path, fcntl.LOCK_EX | fcntl.LOCK_NB))
+        except BlockingIOError:
+            handle = None
+        yield handle
 
 
 @contextmanager
@@ -104,6 +123,14 @@ def _is_at(handle: int, path: Path) -> bool:
         return os.path.samestat(os.fstat(handle), path.stat())
     except FileNotFoundError:
         return False
+
+
+def _usable(path: Path, lock: int, size: int) -> bool:
+    """Whether what is held by `lock` is there and checked; its time of last use is now."""
+    if not (_is_at(lock, path.with_suffix(".lock")) and _is_checked(path, lock, size)):
+        return False
+    os.utime(lock)
+    return True
 
 
 def _is_checked(path: Path, lock: int, size: int) -> bool:
