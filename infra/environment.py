@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 DEFAULTS = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -33,3 +34,9 @@ def prepare() -> None:
         os.environ.setdefault("RAY_AUTH_MODE", "token")
     for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
+
+
+def home() -> Path:
+    """`$EARLOOM_HOME`, by default `~/.cache/earloom`: what this machine keeps, whatever the lake."""
+    given = os.environ.get("EARLOOM_HOME")
+    return Path(given).expanduser() if given else Path.home() / ".cache" / "earloom"

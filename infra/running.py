@@ -65,11 +65,6 @@ class Ended(NamedTuple):
     flow_runs: list[str]
 
 
-def home() -> Path:
-    """`$EARLOOM_HOME`, by default `~/.cache/earloom`."""
-    return Path(os.environ.get("EARLOOM_HOME") or Path.home() / ".cache" / "earloom")
-
-
 def up(place: Path, wanted: Wanted, say: Say = lambda text: None) -> Started:
     """Start what does not run; what answers is left alone. `say` is told what is waited for.
 

@@ -19,6 +19,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from infra import disk, objects, storage
+from infra.environment import home
 
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
 DEFAULT = "20GB"
@@ -30,8 +31,7 @@ _tidied = -TIDY  # when this process last looked for room
 
 def folder() -> Path:
     """Where the shards lie."""
-    home = os.environ.get("EARLOOM_HOME")
-    return (Path(home).expanduser() if home else Path.home() / ".cache" / "earloom") / "shards"
+    return home() / "shards"
 
 
 def limit() -> int:

@@ -6,7 +6,6 @@ Everything is compared with what the server has before it is written, so to depl
 from __future__ import annotations
 
 import importlib
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import yaml
 
 from infra import running
+from infra.environment import home
 from infra.secrets import redacted
 from pipelines.slots import TRAINING
 
@@ -123,7 +123,7 @@ def default_directory() -> str:
     checkout = Path(__file__).resolve().parents[1]
     if (checkout / "pyproject.toml").is_file():
         return str(checkout)
-    return os.path.expanduser(os.environ.get("EARLOOM_HOME", "~/.cache/earloom"))
+    return str(home())
 
 
 def flow_of(entrypoint: str) -> Any:
@@ -214,7 +214,7 @@ def _server() -> Iterator[SyncPrefectClient]:
     from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 
     url = PREFECT_API_URL.value()
-    own = {} if url else running.client_environment(running.home())
+    own = {} if url else running.client_environment(home())
     if not (url or own.get("PREFECT_API_URL")):
         raise ConnectionError("no Prefect server is known: start one with `earloom up`, or set PREFECT_API_URL")
     settings = {

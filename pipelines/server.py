@@ -51,8 +51,9 @@ def _take_team() -> None:
     if profiles.is_file() and "PREFECT_API_URL" in profiles.read_text():
         return
     from infra import running
+    from infra.environment import home
 
-    os.environ.update(running.client_environment(running.home(), servers=("prefect",)))
+    os.environ.update(running.client_environment(home(), servers=("prefect",)))
 
 
 def _greet() -> None:

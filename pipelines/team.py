@@ -16,7 +16,7 @@ from rich.markup import escape
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from infra import flow_runs, processes, running
+from infra import environment, flow_runs, processes, running
 from infra.running import RUNNING, Seen, Wanted
 from pipelines.progress import console
 
@@ -27,7 +27,7 @@ LAST_RUNS = 5
 
 def folder() -> Path:
     """Where the services keep what they know."""
-    return running.home() / "services"
+    return environment.home() / "services"
 
 
 def up(
@@ -39,7 +39,7 @@ def up(
     names: tuple[str, ...],
 ) -> None:
     """Start what does not run and show all of it. Raises what `infra.running.up` raises."""
-    home = running.home()
+    home = environment.home()
     given = os.environ.get("EARLOOM_AUTH")
     password = (given or running.new_auth(home)) if auth or given else None
     place = lake or os.environ.get("EARLOOM_LAKE")
@@ -62,7 +62,7 @@ def up(
 
 def status(as_json: bool) -> bool:
     """Show the services and the last flow runs; returns whether all that was started runs and answers."""
-    home = running.home()
+    home = environment.home()
     seen = running.look(home)
     runs = _last_runs(home, seen)
     if as_json:
@@ -77,7 +77,7 @@ def status(as_json: bool) -> bool:
 
 def down(seconds: float, purge: bool) -> None:
     """End the services and say which. Raises OSError if one can not be ended."""
-    home = running.home()
+    home = environment.home()
     with _progress() as say:
         ended, crashed = running.down(home, seconds, say)
     for service in ended:
@@ -93,7 +93,7 @@ def down(seconds: float, purge: bool) -> None:
 
 def print_environment() -> None:
     """Lines for a shell's `eval`, with the passwords: asked for by name, and to the standard output only."""
-    settings = running.client_environment(running.home())
+    settings = running.client_environment(environment.home())
     if not settings:
         raise RuntimeError("nothing is up here that answers: `earloom up` first")
     for name, value in settings.items():
