@@ -22,6 +22,7 @@ from infra.jobs import refuse_open
 NOTHING = "none"  # as a working directory: the machines have the code
 LOCAL, AUTO = "local", "auto"
 LET_GO_SECONDS = 5.0  # that work which was interrupted has to notice it
+START_SECONDS = 30.0  # that a Ray which is starting has to come up before it is stopped
 Result = TypeVar("Result")
 OBJECT_STORE_BYTES = 256 << 20  # results are URLs and manifests, never features
 
@@ -57,11 +58,7 @@ def interruptibly(work: Callable[[], Result]) -> Result:
     global _orders
     if threading.current_thread() is not threading.main_thread():
         return work()
-    if _orders is None:
-        _orders = SimpleQueue()
-        threading.Thread(target=_do, args=(_orders,), daemon=True, name="work").start()
-    result: Future[Result] = Future()
-    _orders.put(partial(contextvars.copy_context().run, _fill, result, work))
+    result = _ordered(work)
     try:
         wait([result])
     except BaseException:
@@ -72,8 +69,28 @@ def interruptibly(work: Callable[[], Result]) -> Result:
     return result.result()
 
 
+def begin(work: Callable[[], object]) -> None:
+    """Let that thread do this first, beside what the main thread does meanwhile, such as imports.
+
+    A fault is not raised: who needs what was begun meets it again.
+    """
+    global _begun
+    _begun = _ordered(work)
+
+
+def _ordered(work: Callable[[], Result]) -> Future[Result]:
+    global _orders
+    if _orders is None:
+        _orders = SimpleQueue()
+        threading.Thread(target=_do, args=(_orders,), daemon=True, name="work").start()
+    result: Future[Result] = Future()
+    _orders.put(partial(contextvars.copy_context().run, _fill, result, work))
+    return result
+
+
 # One thread for all work of a process: Ray's own processes end with the very thread that started them.
 _orders: SimpleQueue[Callable[[], None]] | None = None
+_begun: Future[object] | None = None
 
 
 def _do(orders: SimpleQueue[Callable[[], None]]) -> None:
@@ -130,6 +147,8 @@ def connect(address: str | None, cpus: int, runtime_env: dict[str, Any] | None =
 
 def disconnect() -> None:
     """Stop Ray if it was started here, else only let go of it; nothing happens if it was never reached."""
+    if _begun is not None:
+        wait([_begun], START_SECONDS)  # of a Ray that is half started nobody knows what there is to stop
     if "ray" not in sys.modules:
         return
     import ray

@@ -244,12 +244,12 @@ def upload(local: Path, url: str) -> None:
     disk.sync(target.parent)
 
 
-def upload_folder(local: Path, url: str) -> None:
-    """Copy every file of a local folder below `url`, each atomically; the local folder stays as it is."""
+def upload_folder(local: Path, url: str, keep: bool = True) -> None:
+    """Copy every file of a local folder below `url`, each atomically; without `keep`, files may be moved."""
 
     def copy(name: str) -> None:
         source, target = local / name, join(url, name)
-        if is_local(target):
+        if keep and is_local(target):
             disk.copy(source, local_path(target))
         else:
             upload(source, target)

@@ -365,7 +365,8 @@ class SpeechLLM(PreTrainedModel):
         """Write config.json and model.safetensors (all parts, tied weights once)."""
         Path(folder).mkdir(parents=True, exist_ok=True)
         self.config.save_pretrained(folder)
-        state = {name: value.contiguous() for name, value in self.state_dict().items() if name not in self._tied()}
+        tied = self._tied()
+        state = {name: value.contiguous() for name, value in self.state_dict().items() if name not in tied}
         save_file(state, Path(folder) / WEIGHTS, metadata={"format": "pt"})
 
     @classmethod
@@ -377,7 +378,7 @@ class SpeechLLM(PreTrainedModel):
         model = cls(cls.config_class.from_pretrained(folder))
         state = load_file(Path(folder) / WEIGHTS)
         missing, unexpected = model.load_state_dict(state, strict=False)
-        missing = [name for name in missing if name not in model._tied()]
+        missing = sorted(set(missing) - model._tied())
         if missing or unexpected:
             raise RuntimeError(
                 f"{folder}/{WEIGHTS} does not fit {cls.__name__}: missing {missing[:5]}, unexpected {unexpected[:5]}"

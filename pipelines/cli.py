@@ -65,6 +65,10 @@ def main() -> None:
         said = str(error.args[0] if isinstance(error, LookupError) and error.args else error)
         typer.secho(f"error: {redacted(said)}", fg="red", err=True)
         raise SystemExit(1) from None
+    finally:
+        import gc
+
+        gc.freeze()  # all ends with the process: to look for cycles in what torch and Ray made takes seconds
 
 
 def _config(
@@ -97,9 +101,10 @@ def run(
 
 
 def _run(config: RunConfig, clip: str = "FILE.wav") -> None:
-    from pipelines import server
+    from pipelines import remote, server
 
     server.wake()
+    remote.begin(config, f"runs/{config.arch}")
     from pipelines.chain import chain
     from pipelines.summary import show_run, show_stages
 
@@ -146,12 +151,14 @@ def _stage_command(name: str) -> Callable[..., None]:
         import importlib
 
         from infra import cluster
-        from pipelines import server
+        from pipelines import remote, server
         from pipelines.summary import show_stages
         from pipelines.workspace import shared
 
         config = _config(arch, data, recipe, lake, settings, verbose)
         server.wake()
+        if name == "ingest":
+            remote.begin(config, "audio")
         stage: Callable[[RunConfig], Any] = getattr(importlib.import_module(f"pipelines.{name}"), name)
         try:
             with server.reached(), shared(config):

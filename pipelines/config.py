@@ -122,6 +122,12 @@ class RunConfig(Declared):
         refuse_champion(alias)
         return alias
 
+    @property
+    def dataset_name(self) -> str:
+        """As it is in the lake."""
+        given = self.dataset or self.data.rstrip("/").rpartition("/")[2].partition(".")[0] or "data"
+        return "".join(c if c.isalnum() or c in "-_" else "-" for c in given)
+
     def cores(self) -> int:
         return self.cpus or os.cpu_count() or 1
 

@@ -58,10 +58,9 @@ class Workspace:
         recordings, rejects = read_sources(self.config.data)
         return assign_splits(recordings, self.config.seed, drain=True), rejects
 
-    @cached_property
+    @property
     def dataset(self) -> str:
-        given = self.config.dataset or self.config.data.rstrip("/").rpartition("/")[2].partition(".")[0] or "data"
-        return "".join(c if c.isalnum() or c in "-_" else "-" for c in given)
+        return self.config.dataset_name
 
     @cached_property
     def model_name(self) -> str:

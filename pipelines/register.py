@@ -173,7 +173,7 @@ def _assemble(work: Workspace, url: str) -> dict[str, Any]:
         card = model_card(_card(work, model), [work.audio], scores, before, origin)
         (folder / "README.md").write_text(card)
         files = {path.name: digest_file(path) for path in sorted(folder.iterdir())}
-        storage.upload_folder(folder, url)
+        storage.upload_folder(folder, url, keep=False)
     return {"architecture": work.config.arch, "files": files}
 
 

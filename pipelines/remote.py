@@ -226,6 +226,22 @@ def _reach(config: RunConfig) -> Any:
     return cluster.connect(config.ray_address, config.cores(), runtime_env(config, job=False))
 
 
+def begin(config: RunConfig, place: str) -> None:
+    """Start Ray already, beside the imports of what will use it: where it is to run here, and will surely be needed.
+
+    `place`: folder of the lake in which there is nothing of this data set yet.
+    """
+
+    def start() -> None:
+        there = not storage.is_local(config.data) or storage.local_path(config.data).exists()
+        names = storage.list_names(storage.join(config.lake, place))
+        if there and not any(name.startswith(config.dataset_name) for name in names):
+            _reach(config)
+
+    if cluster.address_of(config.ray_address) == cluster.LOCAL:
+        cluster.begin(start)
+
+
 def _share(ray: Any, config: RunConfig, wants: Resources, gpus: bool) -> tuple[int, resources.Share]:
     """How many actors there are to be, and what each asks for: as the stage needs, and as the person said."""
     there = ray.cluster_resources()
@@ -255,26 +271,34 @@ def call(config: RunConfig, function: Callable[..., Result], *arguments: Any) ->
     wants = resources.asked(config.resources)
     widest = max(node.get("CPU", 1.0) for node in resources.totals(ray))
     asks = resources.share(wants, min(config.cores(), widest))
-    task = ray.remote(max_retries=RETRIES, **resources.options(asks))(function)
     with resources.hinted(wants, asks, 1):
         resources.wait_for_room(ray, asks, 1, _said, _patience(config))
-        try:
-            result: Result = ray.get(task.remote(*arguments))
-        except ray.exceptions.RayTaskError as error:
-            raise error.cause from None
+        result: Result = _once(ray, function, arguments, asks)
     return result
 
 
+def _once(
+    ray: Any, function: Callable[..., Any], arguments: tuple[Any, ...], asks: resources.Share, **options: Any
+) -> Any:
+    """A task; what the function raises is raised. Ray gives the next one the same process, if it wants no GPU."""
+    task = ray.remote(max_retries=RETRIES, **resources.options(asks), **options)(function)
+    try:
+        return ray.get(task.remote(*arguments))
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause from None
+
+
 def train(config: RunConfig, loop: Callable[[dict[str, Any]], None], settings: dict[str, Any], state_url: str) -> None:
-    """Run a training loop on Ray Train's workers; Ray restarts them when one dies, the loop finds its own place.
+    """Run a training loop on `config.workers` workers; Ray restarts them when one dies, the loop finds its own place.
+
+    Several are Ray Train's. One needs no group: it is a task, and its warm process goes on to what comes next. (For
+    one worker Ray Train would start five more processes, each with its imports.)
 
     Checkpoints go to the lake by the loop itself: Ray resumes from the last one that its controller has polled, which
     may be older than the last one that was written. A node that is taken away with notice uses up no try; one that
     goes without does, but as long as it is nodes that go, training is begun anew up to `LOSSES` times.
     """
     ray = _reach(config)
-    from ray.train import TrainingFailedError
-
     wants = resources.asked(config.resources)
     on_card = bool(wants.gpus or wants.accelerator or _gpus())
     asks = resources.share(wants, config.cores_each(), 1.0 if on_card else 0.0)
@@ -283,10 +307,13 @@ def train(config: RunConfig, loop: Callable[[dict[str, Any]], None], settings: d
         for lost in range(LOSSES + 1):
             nodes = _alive(ray)
             try:
-                _fit(config, loop, settings, state_url, asks, wants.placement)
+                if config.workers == 1:
+                    _once(ray, loop, (settings,), asks, retry_exceptions=[OSError])
+                else:
+                    _fit(config, loop, settings, state_url, asks, wants.placement)
                 return
-            except TrainingFailedError as error:
-                cause = _cause(error)
+            except (_Failed, ray.exceptions.RayError) as error:
+                cause = error.cause if isinstance(error, _Failed) else error
                 if lost == LOSSES or not _went(ray, nodes, cause):
                     raise cause from None
                 _said("a node went while training: it goes on from its last checkpoint with what there is")
@@ -306,6 +333,14 @@ def _went(ray: Any, nodes: set[str], cause: Exception) -> bool:
     return True
 
 
+class _Failed(Exception):
+    """A group of workers ended, and this is why."""
+
+    def __init__(self, cause: Exception) -> None:
+        super().__init__(str(cause))
+        self.cause = cause
+
+
 def _fit(
     config: RunConfig,
     loop: Callable[[dict[str, Any]], None],
@@ -314,7 +349,7 @@ def _fit(
     asks: resources.Share,
     placement: str,
 ) -> None:
-    from ray.train import FailureConfig, ScalingConfig
+    from ray.train import FailureConfig, ScalingConfig, TrainingFailedError
     from ray.train import RunConfig as TrainRunConfig
     from ray.train.torch import TorchTrainer
 
@@ -338,6 +373,8 @@ def _fit(
     )
     try:
         trainer.fit()
+    except TrainingFailedError as error:
+        raise _Failed(_cause(error)) from None
     finally:
         storage.remove_tree(storage.join(state_url, f"ray-{os.getpid()}"))
 

@@ -1,63 +1,56 @@
-"""Prefect's API: the server that a person names, that of `earloom up`, or the temporary one that Prefect starts."""
+"""Prefect's API: the server that a person names, that of `earloom up`, or a temporary one that ends with us."""
 
 from __future__ import annotations
 
 import os
 import sys
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-_greeting: threading.Thread | None = None
+from infra import running, temporary_prefect
+from infra.environment import home
+
+_own: temporary_prefect.Temporary | None = None
 
 
 def wake() -> None:
-    """Begin to reach the API in the background: a temporary server takes as long to start as our imports."""
-    global _greeting
-    if _greeting is None:
-        _take_team()
-        _greeting = threading.Thread(target=_greet, daemon=True)
-        _greeting.start()
+    """Choose the API, before Prefect is imported, which reads it then. A temporary server starts beside our imports."""
+    global _own
+    if _own is not None or os.environ.get("PREFECT_API_URL") or "prefect" in sys.modules or _profile_names_one():
+        return
+    # MLflow's address is not taken: the registry would move silently.
+    team = {} if os.environ.get("EARLOOM_USE_UP") == "0" else running.client_environment(home(), servers=("prefect",))
+    if team:
+        os.environ.update(team)
+    else:
+        _own = temporary_prefect.start()
+        os.environ["PREFECT_API_URL"] = _own.url
 
 
 @contextmanager
 def reached() -> Iterator[None]:
-    """For flows: the API was reached or given up on; a flow that runs before would find a server half started.
+    """For flows: a temporary server is ready.
 
-    Under a temporary server flows send no heartbeats: nobody listens, and each would wait a second for its last one.
+    Under it flows send no heartbeats: nobody listens, and each would wait a second for its last one.
     """
     wake()
-    assert _greeting is not None
-    _greeting.join()
-    from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
-
-    if PREFECT_API_URL.value():
+    if _own is None:
         yield
         return
+    temporary_prefect.wait_for(_own)
+    from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
+
     with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
         yield
 
 
-def _take_team() -> None:
-    """Where no API is named, take the server of `earloom up` if it answers; $EARLOOM_USE_UP=0 says no.
+def temporary() -> bool:
+    """Whether the API in use is there for us alone."""
+    return _own is not None
 
-    Prefect reads its settings when it is imported. MLflow's address is not taken: the registry would move silently.
-    """
-    if os.environ.get("EARLOOM_USE_UP") == "0" or os.environ.get("PREFECT_API_URL") or "prefect" in sys.modules:
-        return
+
+def _profile_names_one() -> bool:
     own = Path(os.environ.get("PREFECT_HOME") or Path.home() / ".prefect")
     profiles = Path(os.environ.get("PREFECT_PROFILES_PATH") or own / "profiles.toml")
-    if profiles.is_file() and "PREFECT_API_URL" in profiles.read_text():
-        return
-    from infra import running
-    from infra.environment import home
-
-    os.environ.update(running.client_environment(home(), servers=("prefect",)))
-
-
-def _greet() -> None:
-    from prefect.client.orchestration import get_client
-
-    with get_client(sync_client=True) as client:
-        client.api_healthcheck()  # a fault is told by the flow that meets it
+    return profiles.is_file() and "PREFECT_API_URL" in profiles.read_text()

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from pipelines import server
+
 TRAINING = "earloom-training"
 LEASE_SECONDS = 90.0  # a process that died without a word keeps its place for no longer than this
 
@@ -20,7 +22,7 @@ def training_slot() -> Iterator[None]:
     from prefect.context import FlowRunContext
     from prefect.settings import PREFECT_API_URL
 
-    if not PREFECT_API_URL.value() or FlowRunContext.get() is None:
+    if server.temporary() or not PREFECT_API_URL.value() or FlowRunContext.get() is None:
         yield
         return
     with concurrency(TRAINING, lease_duration=LEASE_SECONDS, raise_on_lease_renewal_failure=False):

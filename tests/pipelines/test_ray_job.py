@@ -101,7 +101,7 @@ def frozen() -> Iterator[None]:
     held = []
     for process in psutil.process_iter(["cmdline"]):
         with suppress(psutil.Error):
-            if "RayTrainWorker" in " ".join(process.info["cmdline"] or []):
+            if "training_loop" in " ".join(process.info["cmdline"] or []):
                 held += [process] * (process.environ().get("RAY_AUTH_TOKEN") == TOKEN)
     assert len(held) == 1
     held[0].suspend()
