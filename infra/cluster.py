@@ -91,6 +91,8 @@ def _ordered(work: Callable[[], Result]) -> Future[Result]:
 # One thread for all work of a process: Ray's own processes end with the very thread that started them.
 _orders: SimpleQueue[Callable[[], None]] | None = None
 _begun: Future[object] | None = None
+_ours = False  # Ray was started here
+warm: list[Any] = []  # actors that have done their work and wait for more; only of a Ray that is ours
 
 
 def _do(orders: SimpleQueue[Callable[[], None]]) -> None:
@@ -129,6 +131,7 @@ def connect(address: str | None, cpus: int, runtime_env: dict[str, Any] | None =
     """
     import ray
 
+    global _ours
     if ray.is_initialized():
         return ray
     quiet = {"logging_level": logging.ERROR, "log_to_driver": False}
@@ -142,7 +145,13 @@ def connect(address: str | None, cpus: int, runtime_env: dict[str, Any] | None =
         # Without an address Ray would take one that somebody else runs on this machine, and refuse our cores.
         with loopback.only(), reaper.watched():
             ray.init("local", num_cpus=cpus, object_store_memory=OBJECT_STORE_BYTES, include_dashboard=False, **quiet)
+        _ours = True
     return ray
+
+
+def ours() -> bool:
+    """Whether we are connected to a Ray that was started here: nobody else waits for its cores."""
+    return _ours
 
 
 def disconnect() -> None:
@@ -153,6 +162,9 @@ def disconnect() -> None:
         return
     import ray
 
+    global _ours
     if ray.is_initialized():
         ray.shutdown()
+    _ours = False
+    warm.clear()
     reaper.release()

@@ -21,6 +21,7 @@ from typing import IO, NamedTuple
 from infra import services
 
 SETTINGS = {"PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1"}
+SETTINGS |= {"PREFECT_LOGGING_LEVEL": "ERROR", "PREFECT_SERVER_LOGGING_LEVEL": "ERROR"}  # seen only if it fails
 START_SECONDS, END_SECONDS = 180.0, 5.0
 
 
@@ -76,7 +77,7 @@ def _serve(handle: int) -> None:
 
 def _end_with_parent(server: object) -> None:
     """What was sent is still written down, in a few seconds at most."""
-    sys.stdin.buffer.read()
+    os.read(0, 1)  # nobody writes: this returns when nobody could any more
     server.should_exit = True  # type: ignore[attr-defined]
     time.sleep(END_SECONDS)
     os._exit(0)

@@ -13,7 +13,7 @@ from components.features.store import FeatureStore, publish_features, up_to_date
 from components.schema import FeatureManifest, StageReport
 from components.shards.index import read_index
 from infra import storage
-from pipelines import artifacts, remote, retrying
+from pipelines import artifacts, crew, retrying
 from pipelines.config import RunConfig
 from pipelines.jobs import run_stage
 from pipelines.locate import Workspace
@@ -147,9 +147,9 @@ def _extract(work: Workspace, roots: dict[str, str], codebook: tuple[str, str] |
     reused = 0
     with Work("cache", len(work.audio.shards), "shards") as progress:
         for number, (shard, parts) in enumerate(
-            remote.over_shards(work.config, extractor, arguments, work.audio.shards, on_cards), 1
+            crew.over_shards(work.config, extractor, arguments, work.audio.shards, on_cards), 1
         ):
-            if isinstance(parts, remote.Crashed):
+            if isinstance(parts, crew.Crashed):
                 raise RuntimeError(
                     f"the encoder {parts.reason} on {shard.name} of {work.audio_root}: is there enough memory?"
                 )

@@ -101,10 +101,10 @@ def run(
 
 
 def _run(config: RunConfig, clip: str = "FILE.wav") -> None:
-    from pipelines import remote, server
+    from pipelines import connection, server
 
     server.wake()
-    remote.begin(config, f"runs/{config.arch}")
+    connection.begin(config, f"runs/{config.arch}")
     from pipelines.chain import chain
     from pipelines.summary import show_run, show_stages
 
@@ -151,14 +151,14 @@ def _stage_command(name: str) -> Callable[..., None]:
         import importlib
 
         from infra import cluster
-        from pipelines import remote, server
+        from pipelines import connection, server
         from pipelines.summary import show_stages
         from pipelines.workspace import shared
 
         config = _config(arch, data, recipe, lake, settings, verbose)
         server.wake()
         if name == "ingest":
-            remote.begin(config, "audio")
+            connection.begin(config, "audio")
         stage: Callable[[RunConfig], Any] = getattr(importlib.import_module(f"pipelines.{name}"), name)
         try:
             with server.reached(), shared(config):

@@ -13,7 +13,7 @@ from components.schema import AudioManifest, Reject, StageReport
 from components.shards.group import plan_groups, set_duplicates_aside
 from components.shards.publish import publish, up_to_date
 from infra import storage
-from pipelines import artifacts, remote, retrying
+from pipelines import artifacts, crew, retrying
 from pipelines.config import RunConfig
 from pipelines.jobs import run_stage
 from pipelines.locate import Workspace
@@ -88,8 +88,8 @@ def _run(work: Workspace, groups: list[Group]) -> int:
     arguments = (work.audio_root, work.config.data, work.config.ingest)
     reused = 0
     with Work("ingest", len(groups), "shards") as progress:
-        for number, (group, report) in enumerate(remote.over_shards(work.config, ingester, arguments, groups), 1):
-            reused += report.reused if not isinstance(report, remote.Crashed) else _find_culprits(work, group)
+        for number, (group, report) in enumerate(crew.over_shards(work.config, ingester, arguments, groups), 1):
+            reused += report.reused if not isinstance(report, crew.Crashed) else _find_culprits(work, group)
             progress.to(number)
     return reused
 
@@ -100,8 +100,8 @@ def _find_culprits(work: Workspace, group: Group) -> int:
     refused: dict[str, str] = {}
     for _ in group[1]:
         arguments = (work.audio_root, work.config.data, work.config.ingest, trying, refused)
-        _, report = next(iter(remote.over_shards(work.config, careful_ingester, arguments, [group])))
-        if not isinstance(report, remote.Crashed):
+        _, report = next(iter(crew.over_shards(work.config, careful_ingester, arguments, [group])))
+        if not isinstance(report, crew.Crashed):
             break
         refused[storage.read_text(trying)] = (
             f"the decoder {report.reason} on this file; convert it to WAV or FLAC with another program"

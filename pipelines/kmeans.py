@@ -10,8 +10,8 @@ from torch import Tensor
 
 from components.features.lloyd import Sums, Sweep
 from components.features.store import FeatureStore
-from pipelines import remote
 from pipelines.config import RunConfig
+from pipelines.crew import Crashed, Crew
 from pipelines.workers.cache import summer
 
 AHEAD = 4  # shards an actor whose sums may be in memory at once, so that each can be added in its turn
@@ -20,18 +20,18 @@ AHEAD = 4  # shards an actor whose sums may be in memory at once, so that each c
 @contextmanager
 def on_ray(config: RunConfig, store: FeatureStore, pieces: list[list[str]]) -> Iterator[Sweep]:
     """Sweeps over a finished cache by one actor a core; what they give does not depend on how many there are."""
-    with remote.Crew(config, summer, (store.root,), len(pieces)) as crew:
+    with Crew(config, summer, (store.root,), len(pieces)) as crew:
         yield partial(_sweep, crew, pieces)
 
 
-def _sweep(crew: remote.Crew, pieces: list[list[str]], centres: Tensor) -> Iterator[Sums]:
+def _sweep(crew: Crew, pieces: list[list[str]], centres: Tensor) -> Iterator[Sums]:
     together = AHEAD * crew.size
     for begin in range(0, len(pieces), together):
         some = pieces[begin : begin + together]
         numbers = {keys[0]: number for number, keys in enumerate(some)}  # no clip is in two shards
         found: dict[int, Sums] = {}
         for keys, sums in crew.over(some, centres):
-            if isinstance(sums, remote.Crashed):
+            if isinstance(sums, Crashed):
                 raise RuntimeError(f"k-means {sums.reason} on the shard of clip {keys[0]}: is there enough memory?")
             found[numbers[keys[0]]] = sums
         yield from (found[number] for number in range(len(some)))

@@ -36,7 +36,7 @@ def run_directly(config: RunConfig) -> list[StageReport]:
 
 @contextmanager
 def without_ray() -> Iterator[None]:
-    """`pipelines.remote` calls what it is given: shards in a pool of bare processes, all else in this process."""
+    """Shards go to a pool of bare processes, all else is called in this one."""
 
     def over_shards(
         config: RunConfig,
@@ -57,7 +57,10 @@ def without_ray() -> Iterator[None]:
     ) -> None:
         loop(settings)
 
-    with patch.multiple("pipelines.remote", over_shards=over_shards, call=call, train=train):
+    with (
+        patch("pipelines.crew.over_shards", over_shards),
+        patch.multiple("pipelines.remote", call=call, train=train),
+    ):
         yield
 
 

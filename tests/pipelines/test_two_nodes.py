@@ -17,7 +17,7 @@ import pytest
 import soundfile
 
 from infra import cluster as infra_cluster
-from pipelines import remote
+from pipelines import crew
 from pipelines.config import RunConfig
 from tests.pipelines.conftest import hashes
 
@@ -67,7 +67,7 @@ def in_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
         work = setup(*arguments)
         return ((item, work(item)) for item in items)
 
-    monkeypatch.setattr(remote, "over_shards", over)
+    monkeypatch.setattr(crew, "over_shards", over)
 
 
 def at_work(node: Any) -> bool:
@@ -162,9 +162,9 @@ def test_one_actor_a_gpu_and_else_one_a_core(nodes: Any, data: Path, tmp_path: P
     while ray.cluster_resources()["CPU"] != 2 and time.monotonic() < until:  # a killed node is missed after seconds
         time.sleep(0.2)
     for gpus, share in ((True, {"CPU": 1.0, "GPU": 1.0}), (False, {"CPU": 1.0})):
-        with remote.Crew(settings, placed, (), 60, gpus) as crew:
-            found = [result for _, result in crew.over(range(60))]
-            assert crew.size == 2
+        with crew.Crew(settings, placed, (), 60, gpus) as hands:
+            found = [result for _, result in hands.over(range(60))]
+            assert hands.size == 2
         assert {node for node, _ in found} == {node["NodeID"] for node in ray.nodes() if node["Alive"]}
         assert all(got == share for _, got in found)
 
@@ -193,8 +193,8 @@ def test_what_a_set_up_raises_is_raised_and_only_a_process_that_dies_is_crashed(
 
     settings = config(nodes, data, tmp_path)
     with pytest.raises(ValueError, match="another machine"):
-        list(remote.over_shards(settings, refusing, (), [1, 2]))
-    found = dict(remote.over_shards(settings, dying, (), list(range(5))))
+        list(crew.over_shards(settings, refusing, (), [1, 2]))
+    found = dict(crew.over_shards(settings, dying, (), list(range(5))))
     assert found.pop(3).reason == "took its process down"
     assert found == {0: 0, 1: 1, 2: 2, 4: 4}
 

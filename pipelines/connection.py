@@ -1,0 +1,45 @@
+"""Ray as a stage reaches it: connected, with the code that was asked for, or started already beside our imports."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from infra import cluster, storage
+from pipelines import resources
+from pipelines.config import RunConfig
+from pipelines.progress import console
+from pipelines.shipment import runtime_env
+
+
+def reach(config: RunConfig) -> Any:
+    """Ray, connected; with the code and environment that were asked for, unless a job has given them to us."""
+    return cluster.connect(config.ray_address, config.cores(), runtime_env(config, job=False))
+
+
+def begin(config: RunConfig, place: str) -> None:
+    """Start Ray already, beside the imports of what will use it: where it is to run here, and will surely be needed.
+
+    `place`: folder of the lake in which there is nothing of this data set yet.
+    """
+
+    def start() -> None:
+        there = not storage.is_local(config.data) or storage.local_path(config.data).exists()
+        names = storage.list_names(storage.join(config.lake, place))
+        if there and not any(name.startswith(config.dataset_name) for name in names):
+            reach(config)
+
+    if cluster.address_of(config.ray_address) == cluster.LOCAL:
+        cluster.begin(start)
+
+
+def patience(config: RunConfig) -> float:
+    """Seconds that a cluster has to get larger; what we start on this machine never does."""
+    return 0.0 if cluster.address_of(config.ray_address) == cluster.LOCAL else resources.PATIENCE
+
+
+def said(line: str) -> None:
+    console.print(f"  {line}", soft_wrap=True)
+
+
+def alive(ray: Any) -> set[str]:
+    return {node["NodeID"] for node in ray.nodes() if node["Alive"]}
