@@ -16,7 +16,7 @@ from functools import partial
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
-from infra import loopback, reaper
+from infra import lean, loopback, reaper
 from infra.jobs import refuse_open
 
 NOTHING = "none"  # as a working directory: the machines have the code
@@ -143,7 +143,7 @@ def connect(address: str | None, cpus: int, runtime_env: dict[str, Any] | None =
     else:
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nobody takes this machine away
         # Without an address Ray would take one that somebody else runs on this machine, and refuse our cores.
-        with loopback.only(), reaper.watched():
+        with loopback.only(), lean.only(), reaper.watched():
             ray.init("local", num_cpus=cpus, object_store_memory=OBJECT_STORE_BYTES, include_dashboard=False, **quiet)
         _ours = True
     return ray
