@@ -21,7 +21,7 @@ NOTICED = 30.0  # seconds after which Ray knows that a node is gone
 
 
 def call(config: RunConfig, function: Callable[..., Result], *arguments: Any) -> Result:
-    """Run a function once, in a process of its own with all cores of a node."""
+    """Run a function once, in another process with all cores of a node."""
     ray = reach(config)
     wants = resources.asked(config.resources)
     widest = max(node.get("CPU", 1.0) for node in resources.totals(ray))

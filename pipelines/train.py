@@ -1,4 +1,4 @@
-"""Stage 3: the recipe's training stages on Ray Train; each ends as an artefact that the next one starts from."""
+"""Stage 3: the recipe's training stages on Ray; each ends as an artefact that the next one starts from."""
 
 from __future__ import annotations
 
