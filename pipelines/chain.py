@@ -35,8 +35,8 @@ def chain(config: RunConfig) -> ChainResult:
     began = time.monotonic()
     reports: list[StageReport] = []
     with shared(config) as work:
-        _ = work.preset  # a wrong setting is said before anything starts
         try:
+            _ = work.preset  # a wrong setting is said before any stage starts
             for stage in (ingest, cache, train, evaluate, register):
                 console.print(f"[bold]{stage.name}[/bold]")
                 made = stage.with_options(flow_run_name=stage.name)(config)  # as its bar is called on the run's page

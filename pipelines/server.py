@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import sys
+import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from infra import running, temporary_prefect
 from infra.environment import home
@@ -17,7 +19,7 @@ _own: temporary_prefect.Temporary | None = None
 def wake() -> None:
     """Choose the API, before Prefect is imported, which reads it then. A temporary server starts beside our imports."""
     global _own
-    if _own is not None or os.environ.get("PREFECT_API_URL") or "prefect" in sys.modules or _profile_names_one():
+    if _own is not None or os.environ.get("PREFECT_API_URL") or "prefect" in sys.modules or _file_names_one():
         return
     # MLflow's address is not taken: the registry would move silently.
     team = {} if os.environ.get("EARLOOM_USE_UP") == "0" else running.client_environment(home(), servers=("prefect",))
@@ -50,7 +52,18 @@ def temporary() -> bool:
     return _own is not None
 
 
-def _profile_names_one() -> bool:
+def _file_names_one() -> bool:
+    """Whether a file that Prefect reads its settings from names an API: ours must not win over that."""
     own = Path(os.environ.get("PREFECT_HOME") or Path.home() / ".prefect")
     profiles = Path(os.environ.get("PREFECT_PROFILES_PATH") or own / "profiles.toml")
-    return profiles.is_file() and "PREFECT_API_URL" in profiles.read_text()
+    if any(file.is_file() and "PREFECT_API_URL" in file.read_text() for file in (profiles, Path(".env"))):
+        return True
+    settings = _toml("prefect.toml"), _toml("pyproject.toml").get("tool", {}).get("prefect", {})
+    return any(table.get("api", {}).get("url") for table in settings)
+
+
+def _toml(name: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(Path(name).read_text())
+    except (OSError, ValueError):
+        return {}

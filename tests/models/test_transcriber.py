@@ -284,7 +284,7 @@ def test_moonshines_states_are_those_that_predicted_its_ids() -> None:
         alone = [encoder([clip])[0] for clip in batch]
     for row, frames, one in zip(ids, found, alone, strict=True):
         assert frames.shape == (12, 32) == (encoder.output_length(1), encoder.width)
-        assert (frames - one).abs().max() < 1e-4
+        assert (frames - one).abs().max() < 5e-4  # sums in another order: 1.0e-4 was seen without AVX-512
         with torch.inference_mode():
             assert encoder.recogniser.logits(frames[: len(row)]).argmax(dim=1).tolist() == row
         assert not frames[len(row) :].any()
