@@ -118,12 +118,12 @@ def in_threads(
 
 def took(recordings: Path, lake: str, home: Path, patched: pytest.MonkeyPatch) -> tuple[float, float]:
     """Seconds of ingest and of cache, without what is not their work: to find the files, to start processes."""
-    from pipelines import remote
+    from pipelines import crew
     from pipelines.cache import cache_features
     from pipelines.ingest import ingest_audio
     from pipelines.locate import Workspace
 
-    patched.setattr(remote, "over_shards", in_threads)
+    patched.setattr(crew, "over_shards", in_threads)
     patched.setenv("EARLOOM_HOME", str(home))  # no shard is at hand from the run before
     work = Workspace(config(recordings, lake))
     assert len(work.sources[0]) == CLIPS

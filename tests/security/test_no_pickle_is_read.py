@@ -18,6 +18,7 @@ from typing import Any
 
 import cloudpickle
 import numpy as np
+import pandas  # noqa: F401  # pyarrow imports it in the middle; it makes an Unpickler of its own then
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -80,13 +81,13 @@ def no_pickle(patched: pytest.MonkeyPatch) -> Iterator[list[str]]:
 @contextmanager
 def in_this_process(patched: pytest.MonkeyPatch) -> Iterator[None]:
     """The stages' calls to Ray become calls."""
-    from pipelines import remote
+    from pipelines import crew, remote
 
     def over_shards(_: Any, setup: Any, arguments: tuple[Any, ...], items: Sequence[Any], *__: Any, **___: Any) -> Any:
         work = setup(*arguments)
         yield from ((item, work(item)) for item in items)
 
-    patched.setattr(remote, "over_shards", over_shards)
+    patched.setattr(crew, "over_shards", over_shards)
     patched.setattr(remote, "call", lambda _, function, *arguments: function(*arguments))
     patched.setattr(remote, "train", lambda _, loop, settings, __: loop(settings))
     yield
