@@ -22,7 +22,7 @@ from pipelines.config import RunConfig
 from tests.pipelines.conftest import hashes
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
-CLIPS, SECONDS, RATE = 60, 20.0, 44_100
+CLIPS, SECONDS, RATE = 100, 20.0, 44_100  # so many that both nodes have work, however slowly one starts
 NODE = {"num_cpus": 1, "num_gpus": 1, "object_store_memory": 128 << 20}  # a GPU in Ray's books only
 
 
