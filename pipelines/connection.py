@@ -28,13 +28,18 @@ def begin(config: RunConfig, place: str) -> None:
         if there and not any(name.startswith(config.dataset_name) for name in names):
             reach(config)
 
-    if cluster.address_of(config.ray_address) == cluster.LOCAL:
+    if _is_local(config):
         cluster.begin(start)
 
 
 def patience(config: RunConfig) -> float:
     """Seconds that a cluster has to get larger; what we start on this machine never does."""
-    return 0.0 if cluster.address_of(config.ray_address) == cluster.LOCAL else resources.PATIENCE
+    return 0.0 if _is_local(config) else resources.PATIENCE
+
+
+def _is_local(config: RunConfig) -> bool:
+    """Whether Ray runs on this machine, started by us."""
+    return cluster.address_of(config.ray_address) == cluster.LOCAL
 
 
 def said(line: str) -> None:

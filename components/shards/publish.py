@@ -26,7 +26,7 @@ THREADS = 16  # shards that are asked for at once
 READ = 4  # records of parts that are read at once: each takes some 5 MB while it is
 TOGETHER = 16  # parts whose rows become one table
 MAX_SOURCES = 100  # that a manifest lists
-NO_ROWS = pa.Table.from_batches([], SCHEMA)  # its own way to an empty table imports pandas
+NO_ROWS = to_table([])
 
 
 class Collated(NamedTuple):
