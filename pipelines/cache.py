@@ -144,10 +144,11 @@ def _extract(work: Workspace, roots: dict[str, str], codebook: tuple[str, str] |
     urls = {} if codebook else {role: url for role, (url, _) in work.projections.items() if role in roots}
     arguments = (preset, work.audio_root, roots, keys, codebook[0] if codebook else None, forms, urls)
     on_cards = any(key["numerics"]["device"] == "cuda" for key in keys.values())
+    longest_first = sorted(work.audio.shards, key=lambda shard: -shard.seconds)  # as ingest does
     reused = 0
-    with Work("cache", len(work.audio.shards), "shards") as progress:
+    with Work("cache", len(longest_first), "shards") as progress:
         for number, (shard, parts) in enumerate(
-            crew.over_shards(work.config, extractor, arguments, work.audio.shards, on_cards), 1
+            crew.over_shards(work.config, extractor, arguments, longest_first, on_cards), 1
         ):
             if isinstance(parts, crew.Crashed):
                 raise RuntimeError(

@@ -86,9 +86,10 @@ def _card(root: str) -> str:
 def _run(work: Workspace, groups: list[Group]) -> int:
     """Make every shard; returns how many an earlier run had finished."""
     arguments = (work.audio_root, work.config.data, work.config.ingest)
+    largest_first = sorted(groups, key=lambda group: -len(group[1]))  # else one is left at the end
     reused = 0
     with Work("ingest", len(groups), "shards") as progress:
-        for number, (group, report) in enumerate(crew.over_shards(work.config, ingester, arguments, groups), 1):
+        for number, (group, report) in enumerate(crew.over_shards(work.config, ingester, arguments, largest_first), 1):
             reused += report.reused if not isinstance(report, crew.Crashed) else _find_culprits(work, group)
             progress.to(number)
     return reused

@@ -34,20 +34,34 @@ def run_directly(config: RunConfig) -> list[StageReport]:
         return reports
 
 
-@contextmanager
-def without_ray() -> Iterator[None]:
-    """Shards go to a pool of bare processes, all else is called in this one."""
+def in_processes(
+    config: RunConfig,
+    setup: Callable[..., Callable[[Any], Any]],
+    arguments: tuple[Any, ...],
+    items: Sequence[Any],
+    gpus: bool = False,
+) -> Iterator[tuple[Any, Any]]:
+    """`crew.over_shards` by a pool of bare processes."""
+    size = min(config.cores(), len(items))
+    with ProcessPoolExecutor(size, get_context("spawn"), _set_up, (setup, arguments)) as pool:
+        yield from zip(items, pool.map(_one, items), strict=True)
 
-    def over_shards(
-        config: RunConfig,
-        setup: Callable[..., Callable[[Any], Any]],
-        arguments: tuple[Any, ...],
-        items: Sequence[Any],
-        gpus: bool = False,
-    ) -> Iterator[tuple[Any, Any]]:
-        size = min(config.cores(), len(items))
-        with ProcessPoolExecutor(size, get_context("spawn"), _set_up, (setup, arguments)) as pool:
-            yield from zip(items, pool.map(_one, items), strict=True)
+
+def in_this_process(
+    config: RunConfig,
+    setup: Callable[..., Callable[[Any], Any]],
+    arguments: tuple[Any, ...],
+    items: Sequence[Any],
+    gpus: bool = False,
+) -> Iterator[tuple[Any, Any]]:
+    """`crew.over_shards` item after item."""
+    work = setup(*arguments)
+    yield from ((item, work(item)) for item in items)
+
+
+@contextmanager
+def without_ray(over_shards: Callable[..., Iterator[tuple[Any, Any]]] = in_processes) -> Iterator[None]:
+    """Shards go to `over_shards`, all else is called in this process."""
 
     def call(config: RunConfig, function: Callable[..., Any], *arguments: Any) -> Any:
         return function(*arguments)

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from components.schema import Reject, Strict, slim
+from components.shards.arrays import mask, rows_at
 from components.shards.duplicates import Group, exact_duplicates, linked, near_duplicates
 from components.shards.leaks import Leak, find_leaks, rows_to_set_aside
 from components.shards.settings import Ingest
@@ -70,11 +71,11 @@ def _without(table: pa.Table, rows: Collection[int]) -> pa.Table:
         return table
     keep = np.ones(table.num_rows, dtype=bool)
     keep[list(rows)] = False
-    return table.filter(pa.array(keep))
+    return table.filter(mask(keep))
 
 
 def _rejects(table: pa.Table, reasons: dict[int, str], step: str) -> list[Reject]:
-    told = table.select(["original", "id"]).take(pa.array(list(reasons), pa.int64())).to_pylist()
+    told = table.select(["original", "id"]).take(rows_at(np.array(list(reasons), np.int64))).to_pylist()
     return [
         slim(Reject(original=row["original"], id=row["id"], reason=reason, step=step))
         for row, reason in zip(told, reasons.values(), strict=True)

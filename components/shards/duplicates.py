@@ -11,8 +11,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from components.audio.fingerprint import HOP_SECONDS, LEAST_OVERLAP, alike, match
+from components.shards.arrays import numbers, rows_at
 
 PER_CLIP = 64  # hashes of a clip that are looked up, about; long clips give those with the smallest keys
 NEXT = 8  # clips that a clip is compared with for one hash they share, and with the first that has it
@@ -56,30 +58,35 @@ class Fingerprints(NamedTuple):
 
 def codes(column: Any) -> tuple[np.ndarray, list[str]]:
     """A column of strings as (rows,) int64 numbers of its distinct values, -1 for null or empty, and the values."""
+    coded, values = _encoded(column)
+    return coded, [value or "" for value in values.to_pylist()]
+
+
+def _encoded(column: Any) -> tuple[np.ndarray, Any]:
+    """As `codes`, with the values as an Arrow array: of a million digests few are asked for."""
     encoded = column.dictionary_encode()
     chunks: list[Any] = encoded.chunks if isinstance(encoded, pa.ChunkedArray) else [encoded]
     if not chunks:
-        return np.zeros(0, np.int64), []
-    numbers = np.concatenate([chunk.indices.fill_null(-1).to_numpy(zero_copy_only=False) for chunk in chunks])
-    values = [value or "" for value in chunks[-1].dictionary.to_pylist()]
-    numbers = numbers.astype(np.int64)
-    if "" in values:
-        numbers[numbers == values.index("")] = -1
-    return numbers, values
+        return np.zeros(0, np.int64), column.combine_chunks()
+    coded = np.concatenate([numbers(chunk.indices, -1) for chunk in chunks]).astype(np.int64)
+    values = chunks[-1].dictionary
+    for empty in np.flatnonzero(numbers(pc.binary_length(values)) == 0).tolist():
+        coded[coded == empty] = -1
+    return coded, values
 
 
 def exact_duplicates(table: Any) -> list[Group]:
     """Groups of two or more rows with one `audio_digest`, by their first rows. Reads `key` and `audio_digest`."""
-    numbers, values = codes(table["audio_digest"])
-    counts = np.bincount(numbers[numbers >= 0], minlength=len(values) + 1)
-    rows = np.flatnonzero((numbers >= 0) & (counts[numbers] > 1))
+    coded, values = _encoded(table["audio_digest"])
+    counts = np.bincount(coded[coded >= 0], minlength=len(values) + 1)
+    rows = np.flatnonzero((coded >= 0) & (counts[coded] > 1))
     if not len(rows):
         return []
-    rows = rows[np.argsort(numbers[rows], kind="stable")]
-    ends = np.flatnonzero(np.diff(numbers[rows], append=-1)) + 1
-    keys = table["key"].take(pa.array(rows)).to_pylist()
+    rows = rows[np.argsort(coded[rows], kind="stable")]
+    ends = np.flatnonzero(np.diff(coded[rows], append=-1)) + 1
+    keys = table["key"].take(rows_at(rows)).to_pylist()
+    names = values.take(rows_at(coded[rows[ends - 1]])).to_pylist()
     listed = rows.tolist()
-    names = [values[number] for number in numbers[rows[ends - 1]].tolist()]
     spans = zip([0, *ends[:-1].tolist()], ends.tolist(), names, strict=True)
     return sorted(Group(tuple(listed[a:b]), tuple(keys[a:b]), name) for a, b, name in spans)
 
@@ -107,7 +114,7 @@ def near_duplicates(table: Any, least_cover: float = LEAST_COVER) -> list[Pair]:
         if alike(made) and cover >= least_cover:
             links.join(a, b)
             found.append((a, b, made.similarity, made.overlap * HOP_SECONDS, cover))
-    keys = table["key"].take(pa.array([row for pair in found for row in pair[:2]], pa.int64())).to_pylist()
+    keys = table["key"].take(rows_at(np.array([pair[:2] for pair in found], np.int64).ravel())).to_pylist()
     return [Pair((a, b), (keys[2 * n], keys[2 * n + 1]), *rest) for n, (a, b, *rest) in enumerate(found)]
 
 
@@ -131,8 +138,8 @@ def fingerprints(table: Any) -> Fingerprints:
     values: list[np.ndarray] = []
     counts = [np.zeros(0, np.int64)]
     for chunk in chunks:
-        values.append(chunk.flatten().to_numpy(zero_copy_only=False))  # leaves out what null rows may hold
-        counts.append(chunk.value_lengths().fill_null(0).to_numpy(zero_copy_only=False))
+        values.append(numbers(chunk.flatten()))  # leaves out what null rows may hold
+        counts.append(numbers(chunk.value_lengths()))
     lengths = np.concatenate(counts).astype(np.int64)
     hashes = values[0] if len(values) == 1 else np.concatenate([np.zeros(0, np.uint32), *values])
     return Fingerprints(hashes.astype(np.uint32, copy=False), np.cumsum(lengths) - lengths, lengths)

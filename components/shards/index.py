@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, overload
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute
 import pyarrow.json
@@ -15,6 +16,7 @@ import pyarrow.parquet as pq
 from components.digest import digest_bytes
 from components.schema import AudioManifest, Clip, Strict
 from components.seal import read_sealed
+from components.shards.arrays import rows_at
 from infra.storage import exists, join, read_bytes
 
 MANIFEST = "manifest.json"
@@ -236,7 +238,7 @@ class Rows(Sequence[dict[str, Any]]):
     def __getitem__(self, at: int | slice) -> dict[str, Any] | Rows:
         if isinstance(at, slice):
             start, stop, step = at.indices(len(self))
-            return Rows(self.table.take(pa.array(range(start, stop, step), pa.int64())))
+            return Rows(self.table.take(rows_at(np.arange(start, stop, step))))
         if not -len(self) <= at < len(self):
             raise IndexError(f"row {at} of {len(self)}")
         return _read(self.table.slice(at % len(self), 1).to_pylist()[0])

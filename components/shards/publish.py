@@ -13,6 +13,7 @@ import pyarrow as pa
 from components.digest import digest, digest_bytes
 from components.schema import AudioManifest, Recording, Reject, ShardInfo
 from components.seal import sealed, unsealed
+from components.shards.arrays import numbers
 from components.shards.checks import CHECKS, check
 from components.shards.group import PER_SHARD, Keyed
 from components.shards.index import INDEX, MANIFEST, REJECTS, SCHEMA, find_manifest, table_bytes, to_table
@@ -182,7 +183,7 @@ def _manifest(
     keys = table.column("key")
     if len(keys.unique()) != len(keys):
         raise ValueError(f"keys are not unique in {dataset}: the groups are not those of one plan_groups")
-    samples = int(table.column("samples").to_numpy().sum())
+    samples = int(numbers(table.column("samples")).sum())
     every = sum(shard.samples for shard in shards)
     kept = "all" if table.num_rows == every else digest(keys.to_pylist())
     return AudioManifest(

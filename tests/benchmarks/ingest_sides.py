@@ -5,11 +5,12 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -27,14 +28,17 @@ def ours(folder: Path, out: Path, jobs: int, trust: bool = False) -> float:
 
     settings = Ingest(trust=trust)
     files = sorted(folder.iterdir())
+    with ThreadPoolExecutor(jobs) as pool:
+        digests = list(pool.map(digest_file, files))
     noted = [Annotation(id=file.stem, text="the words of it") for file in files]
-    pairs = zip(files, noted, strict=True)
-    found = [Recording(url=str(file), digest=digest_file(file), annotation=note) for file, note in pairs]
+    listed = zip(files, digests, noted, strict=True)
+    found = [Recording(url=str(file), digest=digest, annotation=note) for file, digest, note in listed]
     groups = plan_groups(assign_splits(found), PER_SHARD)
     began = time.perf_counter()
     root, data = str(out / "audio" / "v"), str(folder)
-    with ProcessPoolExecutor(jobs) as pool:
-        made = [pool.submit(ingest_group, *item, root, data, settings) for item in enumerate(groups)]
+    with ProcessPoolExecutor(jobs) as workers:
+        largest_first = sorted(enumerate(groups), key=lambda item: -len(item[1]))  # as pipelines/ingest.py does
+        made = [workers.submit(ingest_group, *item, root, data, settings) for item in largest_first]
         for one in made:
             one.result()
     manifest = publish(root, "speed", "v", groups, [], data, PER_SHARD, settings)
@@ -82,4 +86,6 @@ SIDES: dict[str, Callable[[Path, Path, int], float]] = {
 
 if __name__ == "__main__":
     name, source, target, cores = sys.argv[1:]
+    if hasattr(os, "sched_setaffinity"):  # one process with threads would be on more than one core
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: int(cores)])
     print(SIDES[name](Path(source), Path(target), int(cores)))

@@ -11,11 +11,9 @@ import os
 import statistics
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import psutil
@@ -23,6 +21,7 @@ import pytest
 import soundfile
 
 from pipelines.config import RunConfig
+from tests.direct import in_this_process, without_ray
 from tests.infra.fault_proxy import Remote, proxied
 from tests.pipelines.conftest import earloom, wait_for
 
@@ -103,36 +102,22 @@ def only_audio(objects: dict[str, str]) -> dict[str, str]:
     return {name: digest for name, digest in objects.items() if name.startswith("audio/")}
 
 
-def in_threads(
-    chosen: RunConfig,
-    setup: Callable[..., Callable[[Any], Any]],
-    arguments: tuple[Any, ...],
-    items: Sequence[Any],
-    *_: Any,
-) -> Iterator[tuple[Any, Any]]:
-    """The work of Ray's actors in one thread of this process: of two at once the last bits are not always the same."""
-    work = setup(*arguments)
-    with ThreadPoolExecutor(1) as pool:
-        yield from zip(items, pool.map(work, items), strict=True)
-
-
 def took(recordings: Path, lake: str, home: Path, patched: pytest.MonkeyPatch) -> tuple[float, float]:
     """Seconds of ingest and of cache, without what is not their work: to find the files, to start processes."""
-    from pipelines import crew
     from pipelines.cache import cache_features
     from pipelines.ingest import ingest_audio
     from pipelines.locate import Workspace
 
-    patched.setattr(crew, "over_shards", in_threads)
     patched.setenv("EARLOOM_HOME", str(home))  # no shard is at hand from the run before
     work = Workspace(config(recordings, lake))
     assert len(work.sources[0]) == CLIPS
     assert list(work.encoders) == ["speech"]
-    began = time.perf_counter()
-    assert ingest_audio.fn(work).done == SHARDS
-    between = time.perf_counter()
-    assert cache_features.fn(work).done == SHARDS
-    return between - began, time.perf_counter() - between
+    with without_ray(in_this_process):  # of two threads at once the last bits are not always the same
+        began = time.perf_counter()
+        assert ingest_audio.fn(work).done == SHARDS
+        between = time.perf_counter()
+        assert cache_features.fn(work).done == SHARDS
+        return between - began, time.perf_counter() - between
 
 
 def records(written: list[str], lake: str) -> list[str]:

@@ -19,6 +19,7 @@ import soundfile
 from infra import cluster as infra_cluster
 from pipelines import crew
 from pipelines.config import RunConfig
+from tests.direct import in_this_process, without_ray
 from tests.pipelines.conftest import hashes
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
@@ -58,16 +59,6 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def config(nodes: Any, data: Path, lake: Path, arch: str = "funasr_llm", **more: Any) -> RunConfig:
     settings: dict[str, Any] = {"preset": "tiny", "per_shard": 2, "ray_address": nodes.address} | more
     return RunConfig(arch=arch, data=str(data), lake=str(lake), **settings)
-
-
-def in_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The stages without Ray: the same functions, item after item."""
-
-    def over(_: Any, setup: Any, arguments: Any, items: Any, gpus: bool = False) -> Iterator[Any]:
-        work = setup(*arguments)
-        return ((item, work(item)) for item in items)
-
-    monkeypatch.setattr(crew, "over_shards", over)
 
 
 def at_work(node: Any) -> bool:
@@ -127,8 +118,7 @@ def test_a_node_killed_in_ingest_and_in_cache_costs_time_only(
         assert 2 <= at[0] < CLIPS // 2 - 1
     infra_cluster.disconnect()
 
-    with monkeypatch.context() as patch:
-        in_one_process(patch)
+    with without_ray(in_this_process):
         for task in (ingest_audio, cache_features):
             task.fn(Workspace(config(nodes, data, clean)))
     for pattern, count in (
@@ -208,8 +198,7 @@ def test_the_codebook_has_the_same_bytes_with_one_two_and_three_workers(
 
     infra_cluster.disconnect()
     lake = tmp_path / "lake"
-    with monkeypatch.context() as patch:
-        in_one_process(patch)
+    with without_ray(in_this_process):
         for task in (ingest_audio, cache_features):
             task.fn(Workspace(config(nodes, data, lake, "speechgpt")))
     found = []

@@ -11,7 +11,7 @@ from __future__ import annotations
 import io
 import pickle
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ import torch
 from safetensors.torch import save_file
 
 from infra.environment import prepare
+from tests.direct import in_this_process, without_ray
 
 prepare()
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
@@ -78,21 +79,6 @@ def no_pickle(patched: pytest.MonkeyPatch) -> Iterator[list[str]]:
         _watching = None
 
 
-@contextmanager
-def in_this_process(patched: pytest.MonkeyPatch) -> Iterator[None]:
-    """The stages' calls to Ray become calls."""
-    from pipelines import crew, remote
-
-    def over_shards(_: Any, setup: Any, arguments: tuple[Any, ...], items: Sequence[Any], *__: Any, **___: Any) -> Any:
-        work = setup(*arguments)
-        yield from ((item, work(item)) for item in items)
-
-    patched.setattr(crew, "over_shards", over_shards)
-    patched.setattr(remote, "call", lambda _, function, *arguments: function(*arguments))
-    patched.setattr(remote, "train", lambda _, loop, settings, __: loop(settings))
-    yield
-
-
 def test_the_guard_sees_a_pickle(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     data, loads, unpickler = pickle.dumps(Path("x")), pickle.loads, pickle.Unpickler
     torch.save({"x": Path("x")}, tmp_path / "x.pt")
@@ -123,7 +109,7 @@ def test_the_chain_and_the_answer_of_its_model(tmp_path: Path, monkeypatch: pyte
     steps = {f"recipe.stages.{stage}.max_steps": 2 for stage in ("adaptor", "lora")}
     given = {"arch": "funasr_llm", "data": str(data), "lake": str(tmp_path / "lake"), "preset": "tiny"}
     config = run_config(given | WORDS | steps)
-    with monkeypatch.context() as patched, in_this_process(patched), no_pickle(patched) as tried:
+    with monkeypatch.context() as patched, without_ray(in_this_process), no_pickle(patched) as tried:
         work = Workspace(config)
         for stage in (
             ingest.ingest_audio,
