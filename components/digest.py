@@ -7,11 +7,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
 
 def digest(value: Any) -> str:
     """sha256 of a JSON value; the order of dictionary keys does not matter."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(CANONICAL.encode(value).encode()).hexdigest()
 
 
 def digest_bytes(data: bytes | memoryview) -> str:

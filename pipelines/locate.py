@@ -55,7 +55,7 @@ class Workspace:
     @cached_property
     def sources(self) -> tuple[list[Recording], list[Reject]]:
         refuse_inside(self.config.lake, self.config.data)
-        recordings, rejects = read_sources(self.config.data)
+        recordings, rejects = read_sources(self.config.data, self.config.ingest.trust)
         return assign_splits(recordings, self.config.seed, drain=True), rejects
 
     @property

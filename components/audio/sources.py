@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from components.audio.corpora import WAV_SCP, cut_row, is_cut, kaldi
+from components.audio.identity import digest_at
 from components.audio.ids import unique
 from components.audio.inside import MAX_BYTES
 from components.audio.manifests import MANIFEST_NAMES, MANIFEST_SUFFIXES, MAX_LINE, MAX_MANIFEST, TOO_LARGE, read_rows
@@ -57,7 +58,7 @@ class Opened(NamedTuple):
     url: str = ""
 
 
-def read_sources(data: str) -> tuple[list[Recording], list[Reject]]:
+def read_sources(data: str, trust: bool = False) -> tuple[list[Recording], list[Reject]]:
     """Every recording of `data`, in the order of its manifest or else of its names, and what was set aside and why.
 
     `data` is a folder at any fsspec URL, or one file of it. A folder is read by its manifest (`manifest.jsonl`,
@@ -65,11 +66,12 @@ def read_sources(data: str) -> tuple[list[Recording], list[Reject]]:
     like, Lhotse's `*cuts*.jsonl.gz`, or Kaldi's `wav.scp`), which speaks for everything below it; sub-folders with
     manifests of their own are joined. What no manifest speaks for is taken as it lies: tars of WebDataset samples,
     tables of Hugging Face data sets (`.parquet`, `.arrow`), and audio files, with the text of `x.txt` for `x.wav`.
-    Nothing is unpacked or run. Raises ValueError only if there is nothing to read at all.
+    Nothing is unpacked or run. With `trust` FLAC is known by its header, see components/audio/identity.py. Raises
+    ValueError only if there is nothing to read at all.
     """
     root, found, rejects = _look(data)
     recordings: list[Recording] = []
-    looked = _open_all(root, found, data)
+    looked = _open_all(root, found, data, trust)
     found.reverse()
     while found:  # a million rows are let go one by one
         item = found.pop()
@@ -240,7 +242,7 @@ def _bare(names: list[str]) -> Read:
     return found, []
 
 
-def _open_all(root: str, found: list[Found], data: str) -> dict[tuple[str, str], Opened]:
+def _open_all(root: str, found: list[Found], data: str, trust: bool) -> dict[tuple[str, str], Opened]:
     """What lies at each path and text path of a row; a file that several rows name is read once."""
     named = dict.fromkeys((item.path, item.text_path) for item in found if not item.digest)
     wanted = list(named | dict.fromkeys((one.path, "") for item in found for one in item.media if not one.digest))
@@ -249,11 +251,11 @@ def _open_all(root: str, found: list[Found], data: str) -> dict[tuple[str, str],
     with ThreadPoolExecutor(THREADS) as pool:
         for start in range(0, len(wanted), WAITING):
             some = wanted[start : start + WAITING]
-            opened.update(zip(some, pool.map(lambda paths: _open(fence, *paths), some), strict=True))
+            opened.update(zip(some, pool.map(lambda paths: _open(fence, paths[0], paths[1], trust), some), strict=True))
     return opened
 
 
-def _open(fence: Fence, path: str, text_path: str) -> Opened:
+def _open(fence: Fence, path: str, text_path: str, trust: bool) -> Opened:
     """Fingerprint of the file at `path`, under the other ways that its name may be spelled if need be."""
     root = fence.root
     for spelling in spellings(path):
@@ -263,7 +265,7 @@ def _open(fence: Fence, path: str, text_path: str) -> Opened:
                 return Opened(path, fault=LEADS_OUT)
             if storage.is_local(url) and storage.size(url) > MAX_BYTES:  # before its digest: it may be of holes alone
                 return Opened(path, fault=f"the file is larger than {MAX_BYTES >> 20} MiB; cut it into clips")
-            fingerprint = storage.fingerprint(url)
+            fingerprint = digest_at(url, trust)
             if text_path and storage.size(storage.join(root, text_path)) > MAX_LINE:
                 return Opened(path, fault=f"its text {text_path} is larger than {MAX_LINE >> 20} MiB; shorten it")
             text = storage.read_bytes(storage.join(root, text_path)).decode("utf-8-sig") if text_path else None

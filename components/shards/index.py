@@ -157,17 +157,21 @@ def _json(value: object) -> str:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
 
-def to_table(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
-    """Rows, as `SampleRow.model_dump` gives them, as the table that `read_index` gives back.
+def to_table(rows: Sequence[SampleRow | Mapping[str, Any]]) -> pa.Table:
+    """Rows, or what `SampleRow.model_dump` gives of them, as the table that `read_index` gives back.
 
     By way of JSON, which Arrow reads by itself: to take over Python's values it imports pandas, for a second.
     """
     if not rows:
         return pa.Table.from_batches([], SCHEMA)
-    lines = "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows).encode()
+    lines = "".join(f"{_line(row)}\n" for row in rows).encode()
     reading = pa.json.ReadOptions(use_threads=False, block_size=len(lines) + 1)  # a row has to lie in one block
     parsing = pa.json.ParseOptions(explicit_schema=SCHEMA, unexpected_field_behavior="error")
     return pa.json.read_json(io.BytesIO(lines), reading, parsing).combine_chunks()
+
+
+def _line(row: SampleRow | Mapping[str, Any]) -> str:
+    return row.model_dump_json() if isinstance(row, SampleRow) else json.dumps(row, ensure_ascii=False, allow_nan=False)
 
 
 def table_bytes(table: pa.Table) -> bytes:

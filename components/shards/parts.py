@@ -27,6 +27,7 @@ class Part(Strict):
     inputs: str  # digest of the group
     shard: ShardInfo | None  # None if every recording of the group was set aside
     rows: tuple[SampleRow, ...]
+    rows_digest: str = ""  # see digest_of_rows; worked out beside the decoding, not by the one process that publishes
     rejects: tuple[Reject, ...]
     sources: dict[str, int]  # clips by what their annotation says
     licences: dict[str, int]
@@ -57,6 +58,10 @@ def identity_of(recording: Recording, data_url: str) -> list[object]:
     noted = recording.annotation.model_dump(mode="json")
     beside = [[one.kind, original_name(one.url, data_url), one.inside, one.digest] for one in recording.media]
     return [original_name(recording.url, data_url), recording.digest, place, noted, *beside]
+
+
+def digest_of_rows(rows: Sequence[SampleRow]) -> str:
+    return digest([row.model_dump() for row in rows])
 
 
 def finished_part(root_url: str, group_index: int, inputs: str) -> Part | None:

@@ -18,7 +18,7 @@ from components.shards.checks import CHECKS, check
 from components.shards.group import PER_SHARD, Keyed
 from components.shards.index import INDEX, MANIFEST, REJECTS, SCHEMA, find_manifest, table_bytes, to_table
 from components.shards.ingest import ingest_config
-from components.shards.parts import Part, finished_part, group_digest, identity_of, shard_name
+from components.shards.parts import Part, digest_of_rows, finished_part, group_digest, identity_of, shard_name
 from components.shards.samples import DEFAULTS
 from components.shards.settings import Ingest
 from infra.storage import exists, has_size, join, publish_bytes, read_bytes, shown, write_bytes
@@ -158,11 +158,10 @@ def _collated(
     part: Part | None = finished_part(root_url, group_index, group_digest(group, data_url, settings))
     if part is None:
         return None
-    rows = [row.model_dump() for row in part.rows]
     return Collated(
         shard=part.shard,
-        table=to_table(rows),
-        rows=digest(rows),
+        table=to_table(part.rows),
+        rows=part.rows_digest or digest_of_rows(part.rows),  # of a part that an earlier version made
         rejects=part.rejects,
         sources=part.sources,
         licences=part.licences,

@@ -12,7 +12,7 @@ from pathlib import Path
 from components.digest import digest_file
 from components.schema import Strict
 from components.seal import read_sealed, sealed
-from components.shards.parts import Part, finished_part, part_url, shard_name
+from components.shards.parts import Part, digest_of_rows, finished_part, part_url, shard_name
 from infra.storage import is_local, join, local_copy, scratch, upload, write_bytes
 
 KNOWN = "known"
@@ -49,7 +49,7 @@ def taken_over(root_url: str, group_index: int, inputs: str) -> Part | None:
             return None  # damaged there: made anew here
         shard = part.shard.model_copy(update={"name": name})
         rows = tuple(row.model_copy(update={"shard": name}) for row in part.rows)
-        part = part.model_copy(update={"shard": shard, "rows": rows})
+        part = part.model_copy(update={"shard": shard, "rows": rows, "rows_digest": digest_of_rows(rows)})
     write_bytes(part_url(root_url, group_index), sealed(part))
     return part
 

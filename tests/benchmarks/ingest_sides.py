@@ -18,8 +18,8 @@ PER_SHARD = 250
 
 
 def ours(folder: Path, out: Path, jobs: int, trust: bool = False) -> float:
+    from components.audio.identity import digest_at
     from components.audio.split import assign_splits
-    from components.digest import digest_file
     from components.schema import Annotation, Recording
     from components.shards.group import plan_groups
     from components.shards.ingest import ingest_group
@@ -29,7 +29,7 @@ def ours(folder: Path, out: Path, jobs: int, trust: bool = False) -> float:
     settings = Ingest(trust=trust)
     files = sorted(folder.iterdir())
     with ThreadPoolExecutor(jobs) as pool:
-        digests = list(pool.map(digest_file, files))
+        digests = list(pool.map(lambda file: digest_at(str(file), trust), files))
     noted = [Annotation(id=file.stem, text="the words of it") for file in files]
     listed = zip(files, digests, noted, strict=True)
     found = [Recording(url=str(file), digest=digest, annotation=note) for file, digest, note in listed]
