@@ -42,3 +42,7 @@ def home() -> Path:
     """`$EARLOOM_HOME`, by default `~/.cache/earloom`: what this machine keeps, whatever the lake."""
     given = os.environ.get("EARLOOM_HOME")
     return Path(given).expanduser() if given else Path.home() / ".cache" / "earloom"
+
+
+def default_lake() -> str:
+    return os.environ.get("EARLOOM_LAKE", "./lake")

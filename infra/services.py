@@ -23,7 +23,6 @@ from typing import Any, NamedTuple
 
 from infra import processes, s3
 from infra.environment import DEFAULTS
-from infra.processes import free_port as free_port  # for tests
 
 LOOPBACK = "127.0.0.1"
 START_SECONDS = 300.0  # MLflow takes half a minute on two quiet cores, two minutes were seen on busy ones
@@ -267,7 +266,7 @@ def check(host: str, port: int | None, auth: str | None, flag: str) -> int:
         raise ValueError("authentication is user:password, both not empty")
     if port is not None and processes.taken(host, port):
         raise OSError(f"port {port} is taken by {processes.listener(port)}: end that, or name another with {flag}")
-    return free_port() if port is None else port
+    return processes.free_port() if port is None else port
 
 
 def _level(setting: str, level: str) -> str:

@@ -13,12 +13,9 @@ from components.shards.settings import Ingest
 from components.training.compute import Compute
 from infra import secrets
 from infra.cluster import NOTHING, check_address
+from infra.environment import default_lake
 from models.recipe import Declared
 from pipelines.resources import StageResources
-
-
-def default_lake() -> str:
-    return os.environ.get("EARLOOM_LAKE", "./lake")
 
 
 class RunConfig(Declared):

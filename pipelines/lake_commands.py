@@ -104,5 +104,7 @@ def lake_url(given: str | None) -> str:
     """The lake that a command was given, else that of the environment; a local path is absolute."""
     import os
 
-    url = given or os.environ.get("EARLOOM_LAKE", "./lake")
+    from infra.environment import default_lake
+
+    url = given or default_lake()
     return url if "://" in url else os.path.abspath(os.path.expanduser(url))

@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+from infra.processes import free_port
+
 # A machine that is busy is no fault of an example.
 settings.register_profile("earloom", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("earloom")
@@ -38,9 +40,7 @@ def bucket() -> Iterator[str]:
     import boto3
     from s3fs import S3FileSystem
 
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:

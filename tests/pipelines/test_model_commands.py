@@ -17,6 +17,7 @@ import pytest
 from click.testing import Result
 from typer.testing import CliRunner
 
+from infra.processes import free_port
 from pipelines.cli import app
 from pipelines.promoting import registry_uri, who
 from tests.registry.promotion_helpers import add_version
@@ -107,9 +108,7 @@ def answers_at(port: int) -> bool:
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """URL of an MLflow server of our own."""
     pytest.importorskip("flask", reason="the MLflow server is in the package mlflow, not in mlflow-skinny")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     home = tmp_path_factory.mktemp("mlflow")
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     command += [

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -23,6 +22,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from infra.processes import free_port
 from tests.security.planted import ENVIRONMENT, SECRETS, found_below, found_in
 from tests.security.ports import Listener, exposed, listening
 
@@ -99,9 +99,7 @@ def team(bucket: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Team
     home = Path(tempfile.mkdtemp(prefix="el-", dir="/tmp"))  # short: Ray's sockets lie in it, whose paths are limited
     data = tmp_path_factory.mktemp("spoken")
     speak_corpus(data, 40)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     ours = {"HOME": str(home), "PREFECT_HOME": str(home / "prefect"), "RAY_TMPDIR": str(home / "ray")}
     ours |= {"PYTHONPATH": str(REPOSITORY), "EARLOOM_LAKE": f"{bucket}/lake", "PREFECT_LOGGING_LEVEL": "INFO"}
     ours |= {"MLFLOW_TRACKING_URI": f"sqlite:///{home}/mlflow.db", "AWS_ENDPOINT_URL": os.environ["AWS_ENDPOINT_URL"]}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import socket
 import time
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from components.training.checkpoint import Checkpoints, Damaged
 from components.training.optimiser_state import moments, restore
 from components.training.weights import load_tensors, save_tensors
 from infra import storage
+from infra.processes import free_port
 
 
 def test_replicas_share_the_writing_and_any_world_reads_it(url: str, ranks: Any) -> None:
@@ -127,9 +127,7 @@ def _sharded(rank: int, world: int, port: int, url: str, step: int, expected: st
 
 
 def spawn(world: int, *arguments: Any) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     mp.spawn(_sharded, (world, port, *arguments), nprocs=world)  # type: ignore[no-untyped-call]
 
 

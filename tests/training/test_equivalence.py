@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import socket
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -20,6 +19,7 @@ from components.batching.plan import Layout
 from components.training.history import read_metrics
 from components.training.loop import train_stage
 from components.training.precision import store_frozen
+from infra.processes import free_port
 from models.recipe import Optimiser, Stage
 
 Loss = Literal["lm", "ctc"]
@@ -73,9 +73,7 @@ def _worker(rank: int, world: int, port: int, folder: str, jobs: list[Job]) -> N
 
 def run_on(world: int, folder: Path, jobs: list[Job]) -> None:
     """Run jobs one after the other on `world` processes."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     mp.spawn(_worker, (world, port, str(folder), jobs), nprocs=world)  # type: ignore[no-untyped-call]
 
 
