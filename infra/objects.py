@@ -18,14 +18,13 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
-
-from fsspec import AbstractFileSystem
-from fsspec.asyn import sync
-from fsspec.exceptions import FSTimeoutError
+from typing import TYPE_CHECKING, Any, cast
 
 from infra import stores
 from infra.stores import Replaced, WrongBytes, shown
+
+if TYPE_CHECKING:
+    from fsspec import AbstractFileSystem
 
 PART = 8 << 20  # bytes of a part; S3 takes 5 MiB to 5 GiB
 MOST_PARTS = 10_000  # of one object; beyond 80 GB the parts grow
@@ -61,6 +60,9 @@ def is_s3(url: str) -> bool:
 
 def call(files: AbstractFileSystem, method: str, path: str, moved: int = 0, **arguments: Any) -> dict[str, Any]:
     """One request to S3, its body read; TimeoutError where `moved` bytes take too long."""
+    from fsspec.asyn import sync
+    from fsspec.exceptions import FSTimeoutError
+
     bucket, key, _ = files.split_path(path)
     limit = stores.SILENCE + moved / SLOWEST
 

@@ -18,8 +18,6 @@ import json
 import os
 from typing import Any
 
-import fsspec
-
 SSE, KMS_KEY, ADDRESSING = "EARLOOM_S3_SSE", "EARLOOM_S3_KMS_KEY", "EARLOOM_S3_ADDRESSING"
 KMS = ("aws:kms", "aws:kms:dsse")
 
@@ -29,6 +27,8 @@ def options(limits: dict[str, Any]) -> dict[str, Any]:
 
     A person's own `$FSSPEC_S3` wins.
     """
+    import fsspec
+
     own = fsspec.config.conf.get("s3", {})
     config = limits | ({"s3": {"addressing_style": style}} if (style := _addressing()) else {})
     found: dict[str, Any] = {"config_kwargs": config | own.get("config_kwargs", {})}

@@ -6,13 +6,13 @@ import random
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, TypeVar, cast
-
-import fsspec
-from fsspec import AbstractFileSystem
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from infra import s3
 from infra.secrets import redacted as shown
+
+if TYPE_CHECKING:
+    from fsspec import AbstractFileSystem
 
 T = TypeVar("T")
 
@@ -63,6 +63,8 @@ def _remote(url: str) -> tuple[AbstractFileSystem, str]:
 
 def _found(url: str) -> tuple[type[AbstractFileSystem], dict[str, Any]]:
     """The class of a URL's file system, and its arguments."""
+    import fsspec  # here, as all of it: a lake in a folder does without
+
     protocol = url.partition("://")[0]
     try:
         kind = fsspec.get_filesystem_class(protocol)

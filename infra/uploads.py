@@ -19,13 +19,14 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext, suppress
 from pathlib import Path
-from typing import Any
-
-from fsspec import AbstractFileSystem
+from typing import TYPE_CHECKING, Any
 
 from infra import stores
 from infra.objects import MOST_PARTS, PARALLEL, PART, SHA256, WRITER, call, digest_of, head, is_s3, md5_of, spans_of
 from infra.stores import WrongBytes
+
+if TYPE_CHECKING:
+    from fsspec import AbstractFileSystem
 
 _MEMORY = threading.Lock()  # memory:// looks first and writes then
 
