@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Set
+from collections.abc import Iterable, Set
 from typing import Any
 
 from infra.services import get
 
 ENDED = "ended together with its worker, by `earloom down`; a new run goes on where this one stopped"
+ACTIVE = {"RUNNING", "PENDING", "CANCELLING"}  # types of states
 
 
 def last(api: str, auth: str | None, many: int) -> list[dict[str, Any]]:
@@ -28,18 +29,25 @@ def last(api: str, auth: str | None, many: int) -> list[dict[str, Any]]:
     ]
 
 
-def crash(api: str, auth: str | None, pids: Set[int]) -> list[str]:
-    """Say of the runs that had these processes that they crashed: they were ended and could not say so themselves.
+def active(api: str, auth: str | None) -> list[str]:
+    """Ids of the runs that go on now. Raises OSError."""
+    asked = {"flow_runs": {"state": {"type": {"any_": sorted(ACTIVE)}}}, "limit": 200}
+    return [run["id"] for run in get(f"{api}/flow_runs/filter", auth, asked)]
 
-    Returns their names. Runs of workers on other machines are left alone. Raises OSError.
+
+def crash(api: str, auth: str | None, runs: Iterable[str], pids: Set[int]) -> list[str]:
+    """Say of those runs that had one of these processes that they crashed: they could not say so themselves.
+
+    Their worker, which was ended as well, may have had time to say it, but not why. Returns the names of the runs;
+    those of workers on other machines are left alone.
     """
-    active = {"state": {"type": {"any_": ["RUNNING", "PENDING", "CANCELLING"]}}}
+    state = {"type": "CRASHED", "name": "Crashed", "message": ENDED}
+    theirs = {str(pid) for pid in pids}
     crashed = []
-    for run in get(f"{api}/flow_runs/filter", auth, {"flow_runs": active, "limit": 200}):
-        if run["infrastructure_pid"] not in {str(pid) for pid in pids}:
-            continue
-        state = {"type": "CRASHED", "name": "Crashed", "message": ENDED}
+    for one in runs:
         with contextlib.suppress(OSError):  # one that is gone by now
-            get(f"{api}/flow_runs/{run['id']}/set_state", auth, {"state": state, "force": True})
-            crashed.append(str(run["name"]))
+            run = get(f"{api}/flow_runs/{one}", auth)
+            if run["infrastructure_pid"] in theirs and run["state_type"] in ACTIVE | {"CRASHED"}:
+                get(f"{api}/flow_runs/{one}/set_state", auth, {"state": state, "force": True})
+                crashed.append(str(run["name"]))
     return crashed

@@ -97,16 +97,20 @@ def down(place: Path, seconds: float = 15.0, say: Say = lambda text: None) -> En
     """End the worker with its flow runs, then the servers, then what they left behind. Databases stay."""
     folder = services.folder(place)
     ended: list[Service] = []
+    runs: list[str] = []
     crashed: list[str] = []
     with processes.locked(folder / ".lock", lambda: say(OTHER)):
         known, auth = read(place), auth_in_force(place)
         if "worker" in known:
             say("worker ends")
+            api = known["worker"].url
+            with contextlib.suppress(OSError):  # a server that is gone can neither be asked nor told
+                runs = flow_runs.active(api, auth)
             servers = [known[name] for name in SERVERS if name in known]
             gone = _end(known["worker"], seconds, ended)
             gone |= processes.sweep(folder, {pid for s in servers for pid in processes.members(s.pid, s.began, folder)})
-            with contextlib.suppress(OSError):  # a server that is gone can not be told
-                crashed = flow_runs.crash(known["worker"].url, auth, gone)
+            with contextlib.suppress(OSError):
+                crashed = flow_runs.crash(api, auth, runs, gone)
         for name in SERVERS:
             if name in known:
                 say(f"{name} ends")

@@ -100,11 +100,20 @@ def run(
     _run(_config(arch, data, recipe, lake, settings, verbose))
 
 
+def _check_changes(config: RunConfig) -> None:
+    """A wrong change of the preset is said before Prefect is imported, which takes longer than the architecture."""
+    if config.set:
+        from pipelines.locate import Workspace
+
+        _ = Workspace(config).preset
+
+
 def _run(config: RunConfig, clip: str = "FILE.wav") -> None:
     from pipelines import connection, server
 
     server.wake()
     connection.begin(config, f"runs/{config.arch}")
+    _check_changes(config)
     from pipelines.chain import chain
     from pipelines.summary import show_run, show_stages
 
@@ -159,6 +168,8 @@ def _stage_command(name: str) -> Callable[..., None]:
         server.wake()
         if name == "ingest":
             connection.begin(config, "audio")
+        else:
+            _check_changes(config)
         stage: Callable[[RunConfig], Any] = getattr(importlib.import_module(f"pipelines.{name}"), name)
         try:
             with server.reached(), shared(config):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -10,6 +11,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from infra.secrets import redacted
+from models.architectures import check
 from pipelines.config import RunConfig
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -43,7 +45,20 @@ def run_config(settings: dict[str, Any]) -> RunConfig:
         config = RunConfig.model_validate(own | {"set": own.get("set", {}) | rest})
     except ValidationError as error:
         raise WrongSetting(_first_line(error)) from None
+    check(config.arch)
+    if rest:
+        _check_first_names(rest)
     return changed(config, {key: value for key, value in nested.items() if key not in own})
+
+
+def _check_first_names(keys: Iterable[str]) -> None:
+    """What can be said of changes of a preset before the architecture, which is seconds away, is imported."""
+    from models.preset import Preset
+
+    for key in keys:
+        name = key.partition(".")[0]
+        if name not in Preset.model_fields:
+            raise WrongSetting(_unknown(key, name, [*Preset.model_fields, *RunConfig.model_fields]))
 
 
 def _for_all_stages(key: str) -> str:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import difflib
 import importlib
 import pkgutil
+from typing import TYPE_CHECKING
 
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
-
-from models.contract import SpeechLLM
+if TYPE_CHECKING:
+    from models.contract import SpeechLLM
 
 
 def names() -> list[str]:
@@ -16,15 +16,21 @@ def names() -> list[str]:
     return sorted(module.name for module in pkgutil.iter_modules(__path__))
 
 
-def load(name: str) -> type[SpeechLLM]:
-    """The architecture's class, registered with transformers' Auto classes.
-
-    Raises ValueError with the nearest name if there is no such architecture.
-    """
+def check(name: str) -> None:
+    """ValueError with the nearest name if there is no such architecture; at once, for nothing of it is imported."""
     if name not in names():
         near = difflib.get_close_matches(name, names(), 1)
         hint = f"did you mean {near[0]!r}? " if near else ""
         raise ValueError(f"no architecture {name!r}; {hint}there are: {', '.join(names())}")
+
+
+def load(name: str) -> type[SpeechLLM]:
+    """The architecture's class, registered with transformers' Auto classes. ValueError as `check`."""
+    check(name)
+    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+
+    from models.contract import SpeechLLM
+
     module = importlib.import_module(f"{__name__}.{name}")
     found = [
         v
