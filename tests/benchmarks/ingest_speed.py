@@ -1,7 +1,7 @@
 """Ingest against lhotse's Shar export, and against its own bare kernels: `python -m tests.benchmarks.ingest_speed`.
 
 The same files, two worker processes each on two cores, the same target (16 kHz FLAC in tars; `original` where bytes
-are kept). The sides take turns in fresh processes. The bars are for whole processes, as those of REFERENCES.md: imports, looking for
+are kept). The sides take turns in fresh processes. The bars are for whole processes: imports, looking for
 the files and starting workers included, on both sides. `work` is what remains without these, as with very many files.
 Ours also checks and digests every clip, and leaves an index, a manifest and sha256 of each shard.
 

@@ -56,10 +56,10 @@ def prefect_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture
 def with_server(prefect_url: str) -> Iterator[str]:
-    """Flows of this process talk to the server."""
-    from prefect.settings import PREFECT_API_URL, temporary_settings
+    """Flows of this process talk to the server. They send no heartbeats: each would wait a second for its last one."""
+    from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 
-    with temporary_settings({PREFECT_API_URL: prefect_url}):
+    with temporary_settings({PREFECT_API_URL: prefect_url, PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
         yield prefect_url
 
 

@@ -155,7 +155,7 @@ def test_killed_in_every_stage_the_same_command_ends_with_the_same_bytes(
         str(corpus),
         "preset=tiny",
         "per_shard=4",
-        "recipe.stages.lora.max_steps=400",
+        "recipe.stages.lora.max_steps=120",
         "recipe.stages.lora.epochs=100",
         "recipe.stages.lora.checkpoint_every=5",
     )
