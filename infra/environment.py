@@ -16,6 +16,7 @@ DEFAULTS = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_worker_niceness": "0",  # at 15, one of a product's two threads waits for whatever runs, and the other for it
     "RAY_task_oom_retries": "2",  # Ray would kill what is too large and begin it again for ever
+    "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",  # seconds; at 180 the automation of `deploy` takes us for dead
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "PREFECT_LOGGING_LEVEL": "CRITICAL",
     "PREFECT_SERVER_LOGGING_LEVEL": "CRITICAL",

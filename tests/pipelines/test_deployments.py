@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import base64
 import re
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from xml.etree import ElementTree
 
 import pytest
+import yaml
 
+from infra.environment import DEFAULTS
 from pipelines import deploy_commands, deployments, retrying
 from pipelines.deployments import Target
 from pipelines.overrides import WrongSetting
@@ -26,6 +29,13 @@ def test_every_stage_and_the_chain_have_a_deployment_in_each_pool() -> None:
         assert len(ours) == 6
         assert {each["work_pool_name"] for each in ours} == {pool}
         assert {each["job_variables"]["env"]["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"] for each in ours} == {"30"}
+
+
+def test_a_run_of_a_command_line_gives_signs_of_life_in_time() -> None:
+    """Commands take the server of `up`, on which `deploy` calls a run crashed that was silent for so long."""
+    read = yaml.safe_load(Path(deployments.__file__).parents[1].joinpath("infra/prefect/automations.yaml").read_text())
+    (silence,) = (each["trigger"]["within"] for each in read["automations"] if each["name"].endswith("no sign of life"))
+    assert int(DEFAULTS["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"]) <= silence / 3
 
 
 @pytest.mark.slow
