@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -25,19 +27,21 @@ def test_words_set_run_and_preset() -> None:
 
 
 def test_settings_of_the_machines_are_nested_and_checked() -> None:
-    config = run_config({"arch": "a", "data": "d", "compute.parallel": "fsdp", "compute.micro_tokens": 512})
+    config = run_config({"arch": "funasr_llm", "data": "d", "compute.parallel": "fsdp", "compute.micro_tokens": 512})
     assert (config.compute.parallel, config.compute.micro_tokens, config.set) == ("fsdp", 512, {})
     with pytest.raises(WrongSetting, match=r"did you mean 'compute.micro_tokens'"):
-        run_config({"arch": "a", "data": "d", "compute.micro_token": 512})
+        run_config({"arch": "funasr_llm", "data": "d", "compute.micro_token": 512})
     with pytest.raises(WrongSetting, match=r"compute.parallel: .*'ddp' or 'fsdp' \(got 'dp'\)"):
-        run_config({"arch": "a", "data": "d", "compute.parallel": "dp"})
+        run_config({"arch": "funasr_llm", "data": "d", "compute.parallel": "dp"})
 
 
 def test_a_curriculum_can_be_taken_out_or_turned_round_for_all_stages() -> None:
     easy_first = changed(PRESET, {"recipe.stages.lora.curriculum.order": "text"})
-    none = run_config({"arch": "a", "data": "d"} | parse_words(["curriculum=none"]))
+    none = run_config({"arch": "funasr_llm", "data": "d"} | parse_words(["curriculum=none"]))
     assert {s.curriculum.order for s in changed(easy_first, none.set).recipe.stages} == {"random"}
-    turned = run_config({"arch": "a", "data": "d"} | parse_words(["curriculum.reverse=true", "curriculum.pacing=root"]))
+    turned = run_config(
+        {"arch": "funasr_llm", "data": "d"} | parse_words(["curriculum.reverse=true", "curriculum.pacing=root"])
+    )
     stages = changed(easy_first, turned.set).recipe.stages
     assert [(s.curriculum.order, s.curriculum.reverse, s.curriculum.pacing) for s in stages] == [
         ("duration", True, "root"),
@@ -64,7 +68,7 @@ def test_wrong_values_say_what_was_given() -> None:
     with pytest.raises(WrongSetting, match=r"recipe.stages.0.epochs: .*greater than 0 \(got -1\)"):
         changed(PRESET, {"recipe.stages.adaptor.epochs": -1})
     with pytest.raises(WrongSetting, match=r"workers: .*got 'many'"):
-        run_config({"arch": "a", "data": "d", "workers": "many"})
+        run_config({"arch": "funasr_llm", "data": "d", "workers": "many"})
     with pytest.raises(WrongSetting, match="not of the form key=value"):
         parse_words(["workers"])
 
@@ -85,3 +89,21 @@ def test_a_file_that_is_not_settings_is_named(tmp_path: Path) -> None:
         read_recipe_file(str(file))
     with pytest.raises(WrongSetting, match=r"nowhere\.yaml cannot be read"):
         read_recipe_file(str(tmp_path / "nowhere.yaml"))
+
+
+def test_a_wrong_name_is_said_before_any_architecture_is_imported() -> None:
+    program = """
+import sys
+from pipelines.overrides import run_config
+try:
+    run_config({"arch": "funasr", "data": "d"})
+except ValueError as error:
+    assert "did you mean 'funasr_llm'" in str(error)
+assert "torch" not in sys.modules
+try:
+    run_config({"arch": "funasr_llm", "data": "d", "wrokers": 2})
+except ValueError as error:
+    assert "did you mean 'workers'" in str(error)
+assert not {"prefect", "ray", "models.architectures.funasr_llm"} & set(sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
