@@ -100,25 +100,23 @@ def run(
     _run(_config(arch, data, recipe, lake, settings, verbose))
 
 
-def _check_changes(config: RunConfig) -> None:
-    """A wrong change of the preset is said before Prefect is imported, which takes longer than the architecture."""
-    if config.set:
-        from pipelines.locate import Workspace
-
-        _ = Workspace(config).preset
-
-
 def _run(config: RunConfig, clip: str = "FILE.wav") -> None:
+    from infra import cluster
     from pipelines import connection, server
+    from pipelines.workspace import shared
 
     server.wake()
     connection.begin(config, f"runs/{config.arch}")
-    _check_changes(config)
-    from pipelines.chain import chain
-    from pipelines.summary import show_run, show_stages
+    try:
+        with shared(config) as work:
+            _ = work.preset  # a wrong change of it is said before Prefect is imported, which takes longer
+            from pipelines.chain import chain
+            from pipelines.summary import show_run, show_stages
 
-    with server.reached():
-        result = chain(config)
+            with server.reached():
+                result = chain(config)
+    finally:
+        cluster.disconnect()  # it may have begun for nothing
     show_stages(result.reports, result.seconds)
     show_run(config, result.report_url, clip)
 
@@ -168,12 +166,13 @@ def _stage_command(name: str) -> Callable[..., None]:
         server.wake()
         if name == "ingest":
             connection.begin(config, "audio")
-        else:
-            _check_changes(config)
-        stage: Callable[[RunConfig], Any] = getattr(importlib.import_module(f"pipelines.{name}"), name)
         try:
-            with server.reached(), shared(config):
-                made = stage(config)
+            with shared(config) as work:
+                if name != "ingest":  # which does without the architecture, and so starts several seconds sooner
+                    _ = work.preset
+                stage: Callable[[RunConfig], Any] = getattr(importlib.import_module(f"pipelines.{name}"), name)
+                with server.reached():
+                    made = stage(config)
         finally:
             cluster.disconnect()
         show_stages(made if isinstance(made, list) else [made])

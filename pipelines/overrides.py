@@ -11,7 +11,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from infra.secrets import redacted
-from models.architectures import check
+from models import architectures
 from pipelines.config import RunConfig
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -45,7 +45,7 @@ def run_config(settings: dict[str, Any]) -> RunConfig:
         config = RunConfig.model_validate(own | {"set": own.get("set", {}) | rest})
     except ValidationError as error:
         raise WrongSetting(_first_line(error)) from None
-    check(config.arch)
+    architectures.check(config.arch)
     if rest:
         _check_first_names(rest)
     return changed(config, {key: value for key, value in nested.items() if key not in own})

@@ -30,8 +30,8 @@ def remember(config: RunConfig, base: str) -> None:
 
 @contextmanager
 def shared(config: RunConfig) -> Iterator[Workspace]:
-    """Share what is worked out once (sources, encoders, digests) between the stages of a chain."""
-    token = _current.set(Workspace(config))
+    """Share what is worked out once (sources, encoders, digests) between the stages of a chain, and with its caller."""
+    token = _current.set(workspace(config))
     try:
         yield workspace(config)
     finally:
