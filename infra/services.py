@@ -184,13 +184,24 @@ def answers(service: Service, auth: str | None = None, pool: str = "earloom") ->
 
 
 def get(url: str, auth: str | None = None, body: Any = None, seconds: float = 10.0) -> Any:
-    """Ask a server on this machine: GET, or POST of `body` as JSON; returns JSON or text. Raises OSError."""
+    """Ask a server on this machine: GET, or POST of `body` as JSON; returns JSON or text. Raises OSError.
+
+    Prefect answers 503 while another of its writers holds SQLite: nothing was done, and it is asked again for `seconds`.
+    """
     headers = {"Content-Type": "application/json"}
     if auth:
         headers["Authorization"] = "Basic " + base64.b64encode(auth.encode()).decode()
     request = urllib.request.Request(url, None if body is None else json.dumps(body).encode(), headers)
-    with _opener.open(request, timeout=seconds) as answer:
-        text = answer.read().decode()
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            with _opener.open(request, timeout=seconds) as answer:
+                text = answer.read().decode()
+            break
+        except urllib.error.HTTPError as error:
+            if error.code != 503 or time.monotonic() > deadline:
+                raise
+            time.sleep(0.5)
     try:
         return json.loads(text)
     except ValueError:

@@ -12,7 +12,9 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from threading import Thread
 
 import psutil
 import pytest
@@ -145,6 +147,35 @@ def test_a_public_address_is_refused_without_authentication(tmp_path: Path, star
     with pytest.raises(ValueError, match="user:password, both not empty"):
         start(tmp_path, host=host, auth="ann:")  # type: ignore[operator]
     assert list(tmp_path.rglob("*.log")) == []
+
+
+def test_a_busy_server_is_asked_again_within_the_time() -> None:
+    """503 is how Prefect says that SQLite is locked. Any other refusal is told at once."""
+    codes = [503, 503, 200, 404] + [503] * 20
+    asked = []
+
+    class Busy(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            asked.append(self.rfile.read(int(self.headers["Content-Length"])))
+            self.send_response(codes[len(asked) - 1])
+            self.end_headers()
+            self.wfile.write(b'{"id": 7}')
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Busy) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        assert services.get(url, None, {"a": 1}) == {"id": 7}
+        assert asked == [b'{"a": 1}'] * 3
+        with pytest.raises(urllib.error.HTTPError, match="404"):
+            services.get(url, None, {"a": 1})
+        assert len(asked) == 4
+        with pytest.raises(urllib.error.HTTPError, match="503"):
+            services.get(url, None, {"a": 1}, seconds=2.0)
+        assert len(asked) > 5
+        server.shutdown()
 
 
 def test_what_counts_as_loopback() -> None:
