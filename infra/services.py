@@ -186,7 +186,7 @@ def answers(service: Service, auth: str | None = None, pool: str = "earloom") ->
 def get(url: str, auth: str | None = None, body: Any = None, seconds: float = 10.0) -> Any:
     """Ask a server on this machine: GET, or POST of `body` as JSON; returns JSON or text. Raises OSError.
 
-    Prefect answers 503 while another of its writers holds SQLite: nothing was done, and it is asked again for `seconds`.
+    Prefect answers 503 while another of its writers holds SQLite: nothing was done. It is asked again for `seconds`.
     """
     headers = {"Content-Type": "application/json"}
     if auth:
