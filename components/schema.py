@@ -20,7 +20,7 @@ MediaKind = Literal["image", "video"]
 class Strict(BaseModel):
     """A model that refuses unknown fields and cannot be changed after it was made."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(defer_build=True, extra="forbid", frozen=True)
 
 
 Made = TypeVar("Made", bound=Strict)

@@ -93,6 +93,11 @@ def read_bytes(url: str) -> bytes:
     return objects.read(url)
 
 
+def announce(url: str) -> None:
+    """Tell this machine that a file of its own will be read soon."""
+    disk.announce(local_path(url))
+
+
 def read_range(url: str, offset: int, length: int) -> bytes:
     """`length` bytes from `offset`; fewer where the file ends before."""
     if offset < 0 or length < 0:

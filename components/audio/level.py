@@ -102,7 +102,8 @@ def level(samples: np.ndarray, inside: slice, marks: list[str]) -> np.ndarray:
 
 def has_offset(samples: np.ndarray, full: float = 1.0) -> bool:
     """Whether the mean of `(samples,)` within ±`full` is far from 0, also against what varies around it."""
-    mean = abs(float(samples.mean(dtype=np.float64)))
+    total = samples.sum(dtype=np.int64 if samples.dtype == np.int16 else np.float64)
+    mean = abs(float(total)) / len(samples)
     return mean > OFFSET * full and mean > OFFSET_SHARE * float(samples.std(dtype=np.float64))
 
 

@@ -153,8 +153,11 @@ def sample_row(
     )
 
 
+_COMPACT = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))  # once: `json.dumps` makes one each time
+
+
 def _json(value: object) -> str:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    return _COMPACT.encode(value)
 
 
 def to_table(rows: Sequence[SampleRow | Mapping[str, Any]]) -> pa.Table:

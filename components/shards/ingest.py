@@ -9,7 +9,8 @@ from __future__ import annotations
 import tempfile
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -36,16 +37,17 @@ from components.shards.reuse import remember, taken_over
 from components.shards.samples import DEFAULTS, Aside, MediaMember, Sample, make_samples
 from components.shards.settings import Ingest
 from components.shards.tar import write_tar
-from infra.storage import is_local, join, read_bytes, scratch, shown, size, upload, write_bytes
+from infra.storage import announce, is_local, join, read_bytes, scratch, shown, size, upload, write_bytes
 
 MAX_BYTES = 1 << 30  # of a file: more is never read into memory
-AHEAD = 4  # files that are read while one is decoded
+AHEAD = 4  # files that are on their way while one is decoded
 
 MISSING = "the file is missing; copy it there or remove its row"
 FORBIDDEN = "the store refuses to hand out the file; change its permissions"
 CHANGED = "the file changed after it was listed; run the ingest stage again"
 
-Files = tuple[tuple[Media, Future[bytes]], ...]
+Reading = Callable[[], bytes]  # what a file holds, once it is there; raises what reading it raised
+Files = tuple[tuple[Media, Reading], ...]
 Clips = Iterator[Sample | Aside]
 
 
@@ -186,24 +188,33 @@ def _row(sample: Sample, shard: str, places: Iterator[tuple[int, int]]) -> Sampl
 
 def _read_ahead(
     group: Sequence[Keyed], refused: Mapping[str, str], trust: bool
-) -> Iterator[tuple[Keyed, Future[bytes], Files]]:
+) -> Iterator[tuple[Keyed, Reading, Files]]:
     """Each recording with its bytes, some files ahead; neighbours that lie in one file share one reading of it."""
     with ThreadPoolExecutor(AHEAD) as pool:
-        waiting: deque[tuple[Keyed, Future[bytes], Files]] = deque()
-        last: tuple[Any, Future[bytes]] | None = None
+        waiting: deque[tuple[Keyed, Reading, Files]] = deque()
+        last: tuple[Any, Reading] | None = None
         beside: tuple[Any, Files] = ((), ())
         for keyed in group:
             refusal = refused.get(keyed.key)
             media = () if refusal else keyed.recording.media
             file = (keyed.recording.url, keyed.recording.inside, keyed.recording.digest, refusal)
             if last is None or last[0] != file:
-                last = (file, pool.submit(_read, keyed.recording, refusal, trust))
+                last = (file, _soon(pool, keyed.recording, partial(_read, keyed.recording, refusal, trust)))
             if beside[0] != media:
-                beside = (media, tuple((one, pool.submit(_read_media, one)) for one in media))
+                beside = (media, tuple((one, _soon(pool, one, partial(_read_media, one))) for one in media))
             waiting.append((keyed, last[1], beside[1]))
             if len(waiting) > AHEAD:
                 yield waiting.popleft()
         yield from waiting
+
+
+def _soon(pool: ThreadPoolExecutor, place: Recording | Media, read: Reading) -> Reading:
+    """`read`, begun already: by the disk for a file of this machine, whose cores have other work, else by a thread."""
+    if not is_local(place.url):
+        return pool.submit(read).result
+    if place.inside is None:  # of a tar not all is wanted
+        announce(place.url)
+    return cache(read)
 
 
 def _read(recording: Recording, refusal: str | None, trust: bool) -> bytes:
@@ -226,10 +237,10 @@ def _bytes_of(place: Recording | Media, trust: bool = False) -> bytes:
     return data
 
 
-def _got(file: Future[bytes], identity: str, url: str) -> bytes | Aside:
+def _got(read: Reading, identity: str, url: str) -> bytes | Aside:
     """What was read, or why it could not be; raises where the store itself cannot be reached."""
     try:
-        return file.result()
+        return read()
     except BadAudio as error:
         return Aside(identity, "media" if isinstance(error, BadMedia) else "read", error.reason)
     except FileNotFoundError:
@@ -238,9 +249,9 @@ def _got(file: Future[bytes], identity: str, url: str) -> bytes | Aside:
         return Aside(identity, "read", _unreadable(url, error))
 
 
-def _member(one: Media, file: Future[bytes], identity: str) -> MediaMember | Aside:
+def _member(one: Media, read: Reading, identity: str) -> MediaMember | Aside:
     """A picture or a video as it goes into the shard, or why its recording is set aside."""
-    data = _got(file, identity, one.url)
+    data = _got(read, identity, one.url)
     if isinstance(data, Aside):
         return data
     try:
@@ -254,7 +265,7 @@ def _member(one: Media, file: Future[bytes], identity: str) -> MediaMember | Asi
         return Aside(identity, "media", reason)
 
 
-def _try_samples(keyed: Keyed, found: Future[bytes], beside: Files, original: str, settings: Ingest) -> Clips:
+def _try_samples(keyed: Keyed, found: Reading, beside: Files, original: str, settings: Ingest) -> Clips:
     """The samples of a recording, or why it is set aside."""
     identity = keyed.recording.annotation.id
     data = _got(found, identity, keyed.recording.url)
@@ -262,8 +273,8 @@ def _try_samples(keyed: Keyed, found: Future[bytes], beside: Files, original: st
         yield data
         return
     media: list[MediaMember] = []
-    for one, file in beside:
-        member = _member(one, file, identity)
+    for one, read in beside:
+        member = _member(one, read, identity)
         if isinstance(member, Aside):
             yield member._replace(reason=f"its {one.kind}: {member.reason}")
             return

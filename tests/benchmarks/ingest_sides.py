@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 PER_SHARD = 250
@@ -28,8 +30,9 @@ def ours(folder: Path, out: Path, jobs: int, trust: bool = False) -> float:
 
     settings = Ingest(trust=trust)
     files = sorted(folder.iterdir())
+    shares = [files[start : start + 100] for start in range(0, len(files), 100)]
     with ThreadPoolExecutor(jobs) as pool:
-        digests = list(pool.map(lambda file: digest_at(str(file), trust), files))
+        digests = list(chain.from_iterable(pool.map(lambda share: [digest_at(str(file), trust) for file in share], shares)))
     noted = [Annotation(id=file.stem, text="the words of it") for file in files]
     listed = zip(files, digests, noted, strict=True)
     found = [Recording(url=str(file), digest=digest, annotation=note) for file, digest, note in listed]
@@ -89,3 +92,4 @@ if __name__ == "__main__":
     if hasattr(os, "sched_setaffinity"):  # one process with threads would be on more than one core
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: int(cores)])
     print(SIDES[name](Path(source), Path(target), int(cores)))
+    gc.freeze()  # as the command line does: to look for cycles in all that was imported takes longer than the exit
