@@ -70,12 +70,14 @@ def segments_attention(
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)  # type: ignore[no-any-return]
     if query.is_cuda and query.dtype in HALF and not dropout:
         return _varlen(query, key, value, ends, kwargs["max_length_q"], scaling), None
-    grouped = query.shape[1] != key.shape[1]
-    plain = (
-        sdpa_kernel(SDPBackend.MATH)
-        if query.device.type == "cpu" and kwargs["max_length_q"] <= SHORT
-        else nullcontext()
-    )
+    return _one_by_one(query, key, value, ends, kwargs["max_length_q"], dropout, scaling), None
+
+
+@torch.compiler.disable  # else a compiled layer would be compiled again for each number of samples in a row
+def _one_by_one(
+    query: Tensor, key: Tensor, value: Tensor, ends: Tensor, longest: int, dropout: float, scaling: float | None
+) -> Tensor:
+    plain = sdpa_kernel(SDPBackend.MATH) if query.device.type == "cpu" and longest <= SHORT else nullcontext()
     with plain:
         parts = [
             nn.functional.scaled_dot_product_attention(
@@ -85,11 +87,11 @@ def segments_attention(
                 dropout_p=dropout,
                 is_causal=True,
                 scale=scaling,
-                enable_gqa=grouped,
+                enable_gqa=query.shape[1] != key.shape[1],
             )
             for start, end in pairwise(ends.tolist())
         ]
-    return torch.cat(parts, dim=2).transpose(1, 2).contiguous(), None
+    return torch.cat(parts, dim=2).transpose(1, 2).contiguous()
 
 
 def _varlen(query: Tensor, key: Tensor, value: Tensor, ends: Tensor, longest: int, scaling: float | None) -> Tensor:

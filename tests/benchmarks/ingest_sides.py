@@ -32,7 +32,8 @@ def ours(folder: Path, out: Path, jobs: int, trust: bool = False) -> float:
     files = sorted(folder.iterdir())
     shares = [files[start : start + 100] for start in range(0, len(files), 100)]
     with ThreadPoolExecutor(jobs) as pool:
-        digests = list(chain.from_iterable(pool.map(lambda share: [digest_at(str(file), trust) for file in share], shares)))
+        known = pool.map(lambda share: [digest_at(str(file), trust) for file in share], shares)
+        digests = list(chain.from_iterable(known))
     noted = [Annotation(id=file.stem, text="the words of it") for file in files]
     listed = zip(files, digests, noted, strict=True)
     found = [Recording(url=str(file), digest=digest, annotation=note) for file, digest, note in listed]
