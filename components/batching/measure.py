@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from components.batching.samples import Samples
 from components.curriculum.examples import NONE, Examples, collection
 from components.curriculum.tasks import TaskSample
+from components.shards.arrays import read_parquet
 from infra import storage
 from models.recipe import Stage
 from models.rendering import IGNORED, Audio, Rendered
@@ -109,7 +110,7 @@ def save_samples(url: str, samples: Samples) -> None:
 def load_samples(url: str) -> Samples:
     """What `save_samples` wrote. ValueError that names the file if it is damaged."""
     try:
-        table = pq.read_table(io.BytesIO(storage.read_bytes(url)), read_dictionary=["task", "collection"])
+        table = read_parquet(storage.read_bytes(url), coded=["task", "collection"])
         coded = {name: table.column(name).combine_chunks() for name in ("task", "collection")}
         arrays = {name: table.column(name).to_numpy() for name in ARRAYS if name not in coded}
         label_ids = np.array(json.loads(table.schema.metadata[LABEL_IDS.encode()]), dtype=np.int64)

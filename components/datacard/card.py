@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from components.datacard.facts import choose, read_rejects
 from components.datacard.page import Contents, Example, card_page
 from components.schema import SAMPLE_RATE, AudioManifest
 from components.seal import read_sealed
+from components.shards.arrays import rows_at
 from components.shards.checks import CHECKS, Report
 from components.shards.index import MANIFEST, MEASURES, REJECTS, read_index, read_manifest
 from components.shards.reader import ShardReader
@@ -50,7 +52,7 @@ def write_card(root_url: str) -> str:
 def choose_rows(table: pa.Table, count: int = EXAMPLES) -> list[dict[str, Any]]:
     """Rows of the index for the examples, by split, language and duration."""
     order = {"train": 0, "dev": 1, "test": 2}
-    rows: list[dict[str, Any]] = table.take(pa.array(choose(table, count, LONGEST), pa.int64())).to_pylist()
+    rows: list[dict[str, Any]] = table.take(rows_at(np.array(choose(table, count, LONGEST), int))).to_pylist()
     return sorted(rows, key=lambda row: (order.get(row["split"], 3), row["language"] or "", row["seconds"], row["key"]))
 
 

@@ -16,9 +16,11 @@ import pyarrow.compute as pc
 import pyarrow.json
 
 from components.schema import SAMPLE_RATE
+from components.shards.arrays import mask, numbers, rows_at
 from infra.storage import shown
 
 NOT_DECLARED = "not declared"
+NO_REASON = "no reason is given"
 BARS = 40  # of a histogram, about
 MAX_DIFFERENT = 20_000  # sets of labels or marks that are read; of a data set that has more, the most common
 MAX_REASONS = 12  # that a step lists
@@ -75,21 +77,34 @@ class Step(NamedTuple):
 
 def groups(table: pa.Table, by: Sequence[str]) -> list[Group]:
     """Clips, seconds and speakers for each combination of the columns `by`, the largest first."""
-    columns = {name: declared(table[name]) for name in by} | {"samples": table["samples"], "voice": table["speaker"]}
-    wanted: Any = [("samples", "sum"), ("samples", "count"), ("voice", "count_distinct")]
-    counted = pa.table(columns).group_by(list(by), use_threads=False).aggregate(wanted).to_pydict()
-    names = zip(*(counted[name] for name in by), strict=True)
-    numbers = zip(*(counted[f"{column}_{what}"] for column, what in wanted), strict=True)
-    found = [
-        Group(key, clips, samples / SAMPLE_RATE, speakers)
-        for key, (samples, clips, speakers) in zip(names, numbers, strict=True)
-    ]
+    if not table.num_rows:
+        return []
+    coded = [_coded(table[name], NOT_DECLARED) for name in by]
+    sizes = [len(values) for _, values in coded]
+    places, which = np.unique(np.ravel_multi_index([codes for codes, _ in coded], sizes), return_inverse=True)
+    clips = np.bincount(which)
+    samples = np.bincount(which, weights=numbers(table["samples"]))
+    voices, names = _coded(table["speaker"])
+    spoken = np.unique(which[voices >= 0] * len(names) + voices[voices >= 0])  # each speaker of a group once
+    speakers = np.bincount(spoken // max(1, len(names)), minlength=len(places))
+    codes = np.stack(np.unravel_index(places, sizes), axis=1).tolist()
+    keys = [tuple(values[code] for code, (_, values) in zip(row, coded, strict=True)) for row in codes]
+    seconds = (samples / SAMPLE_RATE).tolist()
+    found = [Group(*group) for group in zip(keys, clips.tolist(), seconds, speakers.tolist(), strict=True)]
     return sorted(found, key=lambda group: (-group.clips, group.names))
 
 
-def declared(column: Any) -> Any:
-    """Texts, with a word for those that are not there."""
-    return pc.if_else(pc.fill_null(pc.equal(column, ""), True), NOT_DECLARED, column)
+def _coded(column: Any, absent: str = "") -> tuple[np.ndarray, list[str]]:
+    """A column of texts as `(rows,)` places in a list of its values; without one, the place of `absent`, else -1."""
+    whole = column.combine_chunks().dictionary_encode()
+    codes, values = numbers(whole.indices, -1), whole.dictionary.to_pylist()
+    if not absent:
+        return codes, values
+    if (codes < 0).any():
+        values.append(absent)  # which is what -1 takes
+    places: dict[str, int] = {}
+    places_of = [places.setdefault(value or absent, len(places)) for value in values]
+    return np.array(places_of, int)[codes], list(places)
 
 
 # ---- numbers --------------------------------------------------------------------------------------------------------
@@ -160,9 +175,9 @@ def count_marks(column: pa.ChunkedArray) -> dict[str, int]:
 def _different(column: pa.ChunkedArray) -> tuple[list[tuple[str, int]], int]:
     """The most common texts of a column with their counts, and how many rows have one of them."""
     counted = pc.value_counts(pc.drop_null(column))
-    counts = counted.field("counts").to_numpy()
+    counts = numbers(counted.field("counts"))
     order = np.argsort(-counts, kind="stable")[:MAX_DIFFERENT]
-    texts = counted.field("values").take(pa.array(order)).to_pylist()
+    texts = counted.field("values").take(rows_at(order)).to_pylist()
     return list(zip(texts, counts[order].tolist(), strict=True)), int(counts[order].sum())
 
 
@@ -185,7 +200,7 @@ def _ranked(counts: Counter[str]) -> list[tuple[str, int]]:
 def read_rejects(data: bytes, url: str) -> pa.Table:
     """`rejects.jsonl` as a table of texts. ValueError if it is not that."""
     if not data.strip():
-        return REJECT.empty_table()
+        return pa.Table.from_batches([], REJECT)
     longest = pyarrow.json.ReadOptions(block_size=min(len(data) + 1, 1 << 26))
     form = pyarrow.json.ParseOptions(explicit_schema=REJECT, unexpected_field_behavior="ignore")
     try:
@@ -196,26 +211,25 @@ def read_rejects(data: bytes, url: str) -> pa.Table:
 
 def group_rejects(rejects: pa.Table) -> list[Step]:
     """What each step set aside, by reason; steps and reasons with the most inputs first."""
-    steps = pc.fill_null(rejects["step"], "read")
+    steps, names = _coded(rejects["step"], "read")
     found = []
-    for name in pc.unique(steps).to_pylist():
-        part = rejects.filter(pc.equal(steps, name))
+    for place in np.unique(steps).tolist():
+        part = rejects.filter(mask(steps == place))
         reasons, others = _reasons(part)
-        found.append(Step(name, part.num_rows, reasons, others))
+        found.append(Step(names[place], part.num_rows, reasons, others))
     return sorted(found, key=lambda step: (-step.inputs, step.name))
 
 
 def _reasons(rejects: pa.Table) -> tuple[list[Reason], int]:
-    texts = pc.fill_null(rejects["reason"], "no reason is given")
-    alike = pc.replace_substring_regex(texts, NUMBER, "#").combine_chunks().dictionary_encode()
-    codes = alike.indices.to_numpy()
-    counts = np.bincount(codes, minlength=len(alike.dictionary))
+    texts = rejects["reason"]
+    codes, alike = _coded(pc.replace_substring_regex(texts, NUMBER, "#"), NO_REASON)
+    counts = np.bincount(codes, minlength=len(alike))
     rows, starts = np.argsort(codes, kind="stable"), np.cumsum(counts) - counts
     found = []
     for code in np.argsort(-counts, kind="stable")[:MAX_REASONS].tolist():
         some = rows[starts[code] : starts[code] + min(counts[code], MAX_COMPARED)]
-        first = rejects.take(pa.array(some[:MAX_EXAMPLES])).to_pylist()
-        text = blend(texts.take(pa.array(some)).to_pylist())
+        first = rejects.take(rows_at(some[:MAX_EXAMPLES])).to_pylist()
+        text = blend([text or NO_REASON for text in texts.take(rows_at(some)).to_pylist()])
         found.append(Reason(text, int(counts[code]), tuple(first)))
     return found, rejects.num_rows - sum(reason.inputs for reason in found)
 
@@ -236,12 +250,12 @@ def choose(table: pa.Table, count: int, longest: float) -> list[int]:
     Deterministic: the same table gives the same rows. The golden ratio spreads the durations: however many rows a
     group gives, they are far apart.
     """
-    seconds = table["seconds"].to_numpy()
-    splits, languages = declared(table["split"]), declared(table["language"])
+    seconds = numbers(table["seconds"])
+    splits, languages = (_coded(table[name], NOT_DECLARED) for name in ("split", "language"))
     waiting: dict[tuple[str, ...], list[int]] = {}
     for key in _in_turn([group.names for group in groups(table, ("split", "language"))], count):
-        mask = pc.and_(pc.equal(splits, key[0]), pc.equal(languages, key[1])).to_numpy()
-        rows = np.flatnonzero(mask & (seconds <= longest))
+        alike = [codes == values.index(name) for (codes, values), name in zip((splits, languages), key, strict=True)]
+        rows = np.flatnonzero(np.logical_and.reduce(alike) & (seconds <= longest))
         waiting[key] = rows[np.argsort(seconds[rows], kind="stable")].tolist()
     chosen: list[int] = []
     while len(chosen) < count and any(waiting.values()):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any, NamedTuple
@@ -39,6 +40,7 @@ from components.datacard.pieces import (
 from components.datacard.plots import histogram_chart, in_words
 from components.evaluation.page import details, duration, facts, page, percent, section
 from components.schema import SAMPLE_RATE, AudioManifest
+from components.shards.arrays import numbers
 
 MAX_ROWS = 40  # of a table of languages, genders, marks or licences
 MAX_LABELS, MAX_VALUES = 24, 12  # labels, and values of each
@@ -172,7 +174,7 @@ def _more(found: Sequence[object], noun: str) -> str:
 def _measures(table: pa.Table) -> str:
     figures = []
     for name, (title, unit, factor) in MEASURES.items():
-        values = pc.cast(table[name], pa.float64()).to_numpy() * factor
+        values = numbers(pc.cast(table[name], pa.float64()), math.nan) * factor
         values = values[values > 0] if name == "text_length" else values
         found = spread(values, whole=name == "text_length")
         if found is not None:

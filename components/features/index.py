@@ -12,6 +12,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from components.shards.arrays import read_parquet
+
 BLOCK = 65_536  # clips that are digested at a time
 SCHEMA: Any = pa.schema(
     [("key", pa.string()), ("shard", pa.string())]
@@ -100,7 +102,7 @@ def index_bytes(places: Places) -> bytes:
 
 def parse_index(data: bytes) -> Places:
     """The index in the bytes of `features.parquet`; ValueError, OSError or an ArrowException if it is damaged."""
-    table = pq.read_table(io.BytesIO(data))
+    table = read_parquet(data)
     if not table.schema.equals(SCHEMA) or any(column.null_count for column in table.columns):
         raise ValueError(f"its columns are not {', '.join(SCHEMA.names)} of whole values")
     shards = pa.array([], pa.string()).dictionary_encode()

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from components.digest import digest_bytes
 from components.schema import AudioManifest, Clip, Strict
 from components.seal import read_sealed
-from components.shards.arrays import rows_at
+from components.shards.arrays import read_parquet, rows_at
 from infra.storage import exists, join, read_bytes
 
 MANIFEST = "manifest.json"
@@ -216,7 +216,7 @@ def read_index(root_url: str, columns: Sequence[str] | None = None) -> pa.Table:
             f"{url} is damaged (its sha256 is not the manifest's): ingest again, it is rebuilt from the parts"
         )
     try:
-        table = pq.read_table(io.BytesIO(data), columns=list(columns or SCHEMA.names))
+        table = read_parquet(data, columns or SCHEMA.names)
     except (pa.ArrowException, OSError) as error:
         raise ValueError(f"{url} cannot be read ({error}): ingest again, it is rebuilt from the parts") from error
     lacking = [name for name in columns or SCHEMA.names if name not in table.column_names]

@@ -317,7 +317,7 @@ def test_examples_are_spread_over_splits_languages_and_durations() -> None:
 
 
 @pytest.mark.slow
-def test_two_hundred_thousand_rows_take_less_than_a_second(root: str) -> None:
+def test_two_hundred_thousand_rows_take_two_seconds_at_most(root: str) -> None:
     table = many(200_000)
     lines = (
         f'{{"original":"f{i}","id":"i{i}","reason":"{i} s are too few","step":"seconds"}}\n' for i in range(50_000)
@@ -328,14 +328,21 @@ def test_two_hundred_thousand_rows_take_less_than_a_second(root: str) -> None:
     aside = read_rejects(rejects, "rejects.jsonl")
     rows = choose_rows(table)
     html = card_page(Contents(AudioManifest.model_validate(manifest), table, aside, {}, []))
-    assert time.process_time() - began < 1 and len(rows) == 8
+    assert time.process_time() - began < 2 and len(rows) == 8
     words = parse(html)[1]
     assert "seconds : 50,000 inputs" in words and "… s are too few" in words
     assert "Counted over 20,000 of 200,000 clips" in words
 
 
 @pytest.mark.slow
-def test_no_torch_comes_with_it() -> None:
-    code = "import components.datacard.card, sys; print('torch' in sys.modules, 'transformers' in sys.modules)"
-    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert said.stdout.split() == ["False", "False"]
+def test_neither_torch_nor_pandas_comes_with_it(tmp_path: Path) -> None:
+    root = str(tmp_path / "v")
+    make(root)
+    code = """
+import sys
+from components.datacard.card import card
+assert "<html" in card(sys.argv[1])
+print(*(name in sys.modules for name in ("torch", "transformers", "pandas")))
+"""
+    said = subprocess.run([sys.executable, "-c", code, root], capture_output=True, text=True, check=True)
+    assert said.stdout.split() == ["False"] * 3

@@ -59,7 +59,10 @@ def test_no_process_of_ray_outlives_us(number: signal.Signals) -> None:
         assert process.stdout.readline() == "works\n"
         time.sleep(2)  # the task's own process
         started = psutil.Process(process.pid).children(recursive=True)
-        assert any("raylet" in " ".join(one.cmdline()) for one in started)
+        commands = [" ".join(one.cmdline()) for one in started]
+        assert any("raylet" in command for command in commands)
+        assert any("infra/ray_agent.py" in command for command in commands)  # in the place of Ray's own
+        assert not any("ray::DashboardAgent" in command for command in commands)
         os.killpg(process.pid, number)
         output, _ = process.communicate(timeout=25)
         assert output == ("heard\n" if number == signal.SIGTERM else "")

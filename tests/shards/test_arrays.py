@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import io
+import math
 import subprocess
 import sys
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 from hypothesis import given
 from hypothesis import strategies as st
 
-from components.shards.arrays import mask, numbers, rows_at
+from components.shards.arrays import mask, numbers, read_parquet, rows_at
 
 CELLS = st.lists(st.one_of(st.none(), st.integers(-(2**31), 2**31 - 1)), max_size=40)
 
@@ -35,6 +38,22 @@ def test_rows_at_go_to_arrow_and_back(places: list[int]) -> None:
 @given(st.lists(st.booleans()))
 def test_a_mask_goes_to_arrow_and_back(keep: list[bool]) -> None:
     assert mask(np.array(keep, bool)).to_pylist() == keep
+
+
+@given(st.lists(st.one_of(st.none(), st.floats(allow_nan=False)), max_size=20))
+def test_numbers_may_be_broken_ones(cells: list[float | None]) -> None:
+    found = numbers(pa.array(cells, pa.float64()), math.nan).tolist()
+    assert [None if math.isnan(value) else value for value in found] == cells
+
+
+def test_parquet_is_read_in_the_order_asked_for() -> None:
+    table = pa.table({"a": [1, None], "b": ["x", "y"], "c": [{"d": 1}, None]})
+    file = io.BytesIO()
+    pq.write_table(table, file)
+    assert read_parquet(file.getvalue()).equals(table)
+    assert read_parquet(file.getvalue(), ("c", "gone", "a")).equals(table.select(["c", "a"]))
+    coded = read_parquet(file.getvalue(), coded=("b",))["b"]
+    assert coded.type == pa.dictionary(pa.int32(), pa.string()) and coded.to_pylist() == ["x", "y"]
 
 
 def test_the_end_of_an_ingest_imports_no_pandas() -> None:
