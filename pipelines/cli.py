@@ -50,8 +50,11 @@ DEMO_SETTINGS = {
 
 def main() -> None:
     """Entry point: errors that a person can mend are one line, not a traceback."""
+    import gc
+
     from infra.environment import prepare
 
+    gc.set_threshold(50_000)  # else cycles are looked for hundreds of times while Prefect and torch are imported
     prepare()
     try:
         app()
@@ -66,8 +69,6 @@ def main() -> None:
         typer.secho(f"error: {redacted(said)}", fg="red", err=True)
         raise SystemExit(1) from None
     finally:
-        import gc
-
         gc.freeze()  # all ends with the process: to look for cycles in what torch and Ray made takes seconds
 
 
@@ -102,11 +103,11 @@ def run(
 
 def _run(config: RunConfig, clip: str = "FILE.wav") -> None:
     from infra import cluster
-    from pipelines import connection, server
+    from pipelines import crew, server
     from pipelines.workspace import shared
 
     server.wake()
-    connection.begin(config, f"runs/{config.arch}")
+    crew.begin(config, f"runs/{config.arch}")
     try:
         with shared(config) as work:
             _ = work.preset  # a wrong change of it is said before Prefect is imported, which takes longer
@@ -158,14 +159,14 @@ def _stage_command(name: str) -> Callable[..., None]:
         import importlib
 
         from infra import cluster
-        from pipelines import connection, server
+        from pipelines import crew, server
         from pipelines.summary import show_stages
         from pipelines.workspace import shared
 
         config = _config(arch, data, recipe, lake, settings, verbose)
         server.wake()
         if name == "ingest":
-            connection.begin(config, "audio")
+            crew.begin(config, "audio")
         try:
             with shared(config) as work:
                 if name != "ingest":  # which does without the architecture, and so starts several seconds sooner

@@ -1,10 +1,10 @@
-"""Ray as a stage reaches it: connected, with the code that was asked for, or started already beside our imports."""
+"""Ray as a stage reaches it: connected, with the code that was asked for."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from infra import cluster, storage
+from infra import cluster
 from pipelines import resources
 from pipelines.config import RunConfig
 from pipelines.progress import console
@@ -16,28 +16,12 @@ def reach(config: RunConfig) -> Any:
     return cluster.connect(config.ray_address, config.cores(), runtime_env(config, job=False))
 
 
-def begin(config: RunConfig, place: str) -> None:
-    """Start Ray already, beside the imports of what will use it: where it is to run here, and will surely be needed.
-
-    `place`: folder of the lake in which there is nothing of this data set yet.
-    """
-
-    def start() -> None:
-        there = not storage.is_local(config.data) or storage.local_path(config.data).exists()
-        names = storage.list_names(storage.join(config.lake, place))
-        if there and not any(name.startswith(config.dataset_name) for name in names):
-            reach(config)
-
-    if _is_local(config):
-        cluster.begin(start)
-
-
 def patience(config: RunConfig) -> float:
     """Seconds that a cluster has to get larger; what we start on this machine never does."""
-    return 0.0 if _is_local(config) else resources.PATIENCE
+    return 0.0 if is_local(config) else resources.PATIENCE
 
 
-def _is_local(config: RunConfig) -> bool:
+def is_local(config: RunConfig) -> bool:
     """Whether Ray runs on this machine, started by us."""
     return cluster.address_of(config.ray_address) == cluster.LOCAL
 

@@ -6,6 +6,7 @@ What crosses a process border is small: URLs, manifests, rows of an index, sums.
 from __future__ import annotations
 
 import gc
+import importlib
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -13,14 +14,15 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from infra import cluster
+from infra import cluster, storage
 from pipelines import resources
 from pipelines.config import RunConfig
-from pipelines.connection import alive, patience, reach, said
+from pipelines.connection import alive, is_local, patience, reach, said
 from pipelines.resources import Resources
 
 Item = TypeVar("Item")
 RETRIES = 2
+EARLY = 4  # actors that are started before it is known how much work there is
 LOSSES = 4  # nodes that a piece of work may lose before the run ends: it is not known whose fault that is
 SHARD_TIMEOUT = 1800.0  # seconds that one shard may take before its actor is replaced
 START_TIMEOUT = 900.0  # seconds within which some actor has to be placed and set up
@@ -203,6 +205,34 @@ class Crew:
 
     def _is_lost(self, node: str) -> bool:
         return node not in alive(self.ray)
+
+
+def begin(config: RunConfig, place: str) -> None:
+    """Start Ray and its actors already, beside the imports of what will use them: where they are to run here, and the
+    stage ingest will surely need them.
+
+    `place`: folder of the lake in which there is nothing of this data set yet.
+    """
+
+    def start() -> None:
+        there = not storage.is_local(config.data) or storage.local_path(config.data).exists()
+        names = storage.list_names(storage.join(config.lake, place))
+        if not there or any(name.startswith(config.dataset_name) for name in names):
+            return
+        ray = reach(config)
+        if resources.of(config.resources, "ingest") == Resources():
+            cluster.warm += [
+                ray.remote(max_restarts=0, num_cpus=1)(_Hand).remote() for _ in range(min(config.cores(), EARLY))
+            ]
+            for actor in cluster.warm:
+                actor.once.remote(_import, ("pipelines.workers.ingest",))
+
+    if is_local(config):
+        cluster.begin(start)
+
+
+def _import(module: str) -> None:
+    importlib.import_module(module)
 
 
 def let_go(ray: Any) -> None:

@@ -38,7 +38,8 @@ def card(root_url: str) -> str:
     table = read_index(root_url, (*PLACES, *COUNTED, *MEASURES))
     url = join(root_url, REJECTS)
     rejects = read_rejects(read_bytes(url) if exists(url) else b"", url)
-    examples = [_example(root_url, row) for row in choose_rows(table)]
+    reader = ShardReader(root_url)
+    examples = [_example(reader, row) for row in choose_rows(table)]
     return card_page(Contents(manifest, table, rejects, find_checks(root_url, manifest), examples))
 
 
@@ -71,8 +72,7 @@ def find_checks(root_url: str, manifest: AudioManifest) -> dict[str, Any]:
         raise ValueError(f"{error}: remove {join(root_url, MANIFEST)} and ingest again, shards are kept") from error
 
 
-def _example(root_url: str, row: dict[str, Any]) -> Example:
-    reader = ShardReader(root_url)
+def _example(reader: ShardReader, row: dict[str, Any]) -> Example:
     try:
         samples = reader.waveform(row)[: int(HEARD * SAMPLE_RATE)].copy()  # so that the rest is let go
         return Example(row, reader.clip(row), samples)

@@ -136,13 +136,15 @@ def main() -> int:
 def measure_flow(place: Path, rounds: int) -> int:
     folder, names = place / "opus", 150
     seconds = corpus(folder, "opus", names)
-    for _ in range(2):  # the first also imports
+    copies = 1
+    for _ in range(3):  # the first also imports, and few files do not fill two processes
         with tempfile.TemporaryDirectory(dir=place) as out:
             spent = ours(folder, Path(out), 2)
-    copies = max(1, round(MINUTE / spent))
-    for file in sorted(folder.iterdir()):
-        for number in range(1, copies):
-            os.link(file, folder / f"{file.stem}-{number}.opus")
+        more = round(copies * MINUTE / spent)
+        for file in sorted(folder.glob("clip?????.opus")):
+            for number in range(copies, more):
+                os.link(file, folder / f"{file.stem}-{number}.opus")
+        copies = max(copies, more)
     print(f"{machine()}; {names} Opus files under {copies} names each, {seconds * copies / 3600:.1f} hours", flush=True)
     os.environ["EARLOOM_USE_UP"] = "0"
     server = services.start_prefect(place / "home")
