@@ -79,7 +79,7 @@ class Clip(Annotation):
     samples: int  # at SAMPLE_RATE, mono
     sample_rate: int = SAMPLE_RATE
     start: float = 0.0  # seconds into the file at which the clip was cut out
-    audio_digest: str  # of the decoded 16-bit samples, or as components/shards/digests.py says
+    audio_digest: str  # of the decoded 16-bit samples: BLAKE3, or as components/shards/digests.py says
     original: str  # name of the file it came from, relative to the source
     marks: tuple[str, ...] = ()  # what was noticed or mended: "clipped", "silent", "downmixed 8 channels", ...
     quality: dict[str, float] = Field(default_factory=dict)  # what components/audio/quality.py measured, if it did

@@ -5,13 +5,17 @@ from __future__ import annotations
 import hashlib
 
 import numpy as np
+from blake3 import blake3
 
 from components.digest import digest_bytes
 
 
 def of_samples(whole: np.ndarray) -> str:
-    """Of `(samples,)` int16, whatever file they came in: two clips with one digest are the same audio."""
-    return digest_bytes(_little_endian(whole))
+    """Of `(samples,)` int16, whatever file they came in: two clips with one digest are the same audio.
+
+    The samples are most of the bytes that ingest digests; BLAKE3 takes 0.4 of the time of SHA-256 in silicon.
+    """
+    return f"blake3:{blake3(_little_endian(whole)).hexdigest()}"
 
 
 def of_md5(md5: str) -> str:
@@ -26,7 +30,7 @@ def of_bytes(audio: bytes) -> str:
 
 def checked(expected: str, audio: bytes, whole: np.ndarray) -> bool:
     """Whether the bytes `audio`, decoded to `(samples,)` int16, are what the digest `expected` was made of."""
-    kind = expected.partition(":")[0] if ":" in expected else ""
+    kind = expected.partition(":")[0]
     if kind == "bytes":
         return of_bytes(audio) == expected
     if kind == "md5":

@@ -15,7 +15,7 @@ from components.shards.settings import Ingest
 from infra.storage import has_size, join
 
 PARTS = "parts"  # folder of the records, beside the tars
-INGEST_VERSION = 2  # raise it when the same recording would give other bytes
+INGEST_VERSION = 3  # raise it when the same recording would give other bytes
 OF_THE_WHOLE = {"duplicates", "leaks", "leak_speakers", "leak_sentences"}  # settings that no single shard depends on
 
 
