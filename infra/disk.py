@@ -27,11 +27,12 @@ def regular(path: Path) -> os.stat_result:
 
 def announce(path: Path) -> None:
     """Tell the system that a file will be read soon: the disk begins while the processor is still busy elsewhere."""
+    if not hasattr(os, "posix_fadvise"):
+        return
     with suppress(OSError):  # whoever reads it says what is wrong
         file = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # else a pipe would wait for its writer
         try:
-            if hasattr(os, "posix_fadvise"):
-                os.posix_fadvise(file, 0, 0, os.POSIX_FADV_WILLNEED)
+            os.posix_fadvise(file, 0, 0, os.POSIX_FADV_WILLNEED)
         finally:
             os.close(file)
 

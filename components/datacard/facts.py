@@ -17,6 +17,7 @@ import pyarrow.json
 
 from components.schema import SAMPLE_RATE
 from components.shards.arrays import mask, numbers, rows_at
+from components.shards.duplicates import codes
 from infra.storage import shown
 
 NOT_DECLARED = "not declared"
@@ -79,32 +80,29 @@ def groups(table: pa.Table, by: Sequence[str]) -> list[Group]:
     """Clips, seconds and speakers for each combination of the columns `by`, the largest first."""
     if not table.num_rows:
         return []
-    coded = [_coded(table[name], NOT_DECLARED) for name in by]
+    coded = [_named(table[name], NOT_DECLARED) for name in by]
     sizes = [len(values) for _, values in coded]
-    places, which = np.unique(np.ravel_multi_index([codes for codes, _ in coded], sizes), return_inverse=True)
+    places, which = np.unique(np.ravel_multi_index([each for each, _ in coded], sizes), return_inverse=True)
     clips = np.bincount(which)
     samples = np.bincount(which, weights=numbers(table["samples"]))
-    voices, names = _coded(table["speaker"])
+    voices, names = codes(table["speaker"])
     spoken = np.unique(which[voices >= 0] * len(names) + voices[voices >= 0])  # each speaker of a group once
     speakers = np.bincount(spoken // max(1, len(names)), minlength=len(places))
-    codes = np.stack(np.unravel_index(places, sizes), axis=1).tolist()
-    keys = [tuple(values[code] for code, (_, values) in zip(row, coded, strict=True)) for row in codes]
+    rows = np.stack(np.unravel_index(places, sizes), axis=1).tolist()
+    keys = [tuple(values[code] for code, (_, values) in zip(row, coded, strict=True)) for row in rows]
     seconds = (samples / SAMPLE_RATE).tolist()
     found = [Group(*group) for group in zip(keys, clips.tolist(), seconds, speakers.tolist(), strict=True)]
     return sorted(found, key=lambda group: (-group.clips, group.names))
 
 
-def _coded(column: Any, absent: str = "") -> tuple[np.ndarray, list[str]]:
-    """A column of texts as `(rows,)` places in a list of its values; without one, the place of `absent`, else -1."""
-    whole = column.combine_chunks().dictionary_encode()
-    codes, values = numbers(whole.indices, -1), whole.dictionary.to_pylist()
-    if not absent:
-        return codes, values
-    if (codes < 0).any():
-        values.append(absent)  # which is what -1 takes
+def _named(column: Any, absent: str) -> tuple[np.ndarray, list[str]]:
+    """As `codes`, with a word for the texts that are not there."""
+    coded, values = codes(column)
     places: dict[str, int] = {}
-    places_of = [places.setdefault(value or absent, len(places)) for value in values]
-    return np.array(places_of, int)[codes], list(places)
+    of = [places.setdefault(value or absent, len(places)) for value in values]
+    if (coded < 0).any():
+        of.append(places.setdefault(absent, len(places)))  # the last, which is what -1 takes
+    return np.array(of, int)[coded], list(places)
 
 
 # ---- numbers --------------------------------------------------------------------------------------------------------
@@ -211,7 +209,7 @@ def read_rejects(data: bytes, url: str) -> pa.Table:
 
 def group_rejects(rejects: pa.Table) -> list[Step]:
     """What each step set aside, by reason; steps and reasons with the most inputs first."""
-    steps, names = _coded(rejects["step"], "read")
+    steps, names = _named(rejects["step"], "read")
     found = []
     for place in np.unique(steps).tolist():
         part = rejects.filter(mask(steps == place))
@@ -222,9 +220,9 @@ def group_rejects(rejects: pa.Table) -> list[Step]:
 
 def _reasons(rejects: pa.Table) -> tuple[list[Reason], int]:
     texts = rejects["reason"]
-    codes, alike = _coded(pc.replace_substring_regex(texts, NUMBER, "#"), NO_REASON)
-    counts = np.bincount(codes, minlength=len(alike))
-    rows, starts = np.argsort(codes, kind="stable"), np.cumsum(counts) - counts
+    coded, alike = _named(pc.replace_substring_regex(texts, NUMBER, "#"), NO_REASON)
+    counts = np.bincount(coded, minlength=len(alike))
+    rows, starts = np.argsort(coded, kind="stable"), np.cumsum(counts) - counts
     found = []
     for code in np.argsort(-counts, kind="stable")[:MAX_REASONS].tolist():
         some = rows[starts[code] : starts[code] + min(counts[code], MAX_COMPARED)]
@@ -251,10 +249,10 @@ def choose(table: pa.Table, count: int, longest: float) -> list[int]:
     group gives, they are far apart.
     """
     seconds = numbers(table["seconds"])
-    splits, languages = (_coded(table[name], NOT_DECLARED) for name in ("split", "language"))
+    splits, languages = (_named(table[name], NOT_DECLARED) for name in ("split", "language"))
     waiting: dict[tuple[str, ...], list[int]] = {}
     for key in _in_turn([group.names for group in groups(table, ("split", "language"))], count):
-        alike = [codes == values.index(name) for (codes, values), name in zip((splits, languages), key, strict=True)]
+        alike = [coded == values.index(name) for (coded, values), name in zip((splits, languages), key, strict=True)]
         rows = np.flatnonzero(np.logical_and.reduce(alike) & (seconds <= longest))
         waiting[key] = rows[np.argsort(seconds[rows], kind="stable")].tolist()
     chosen: list[int] = []

@@ -6,8 +6,9 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import httpx
 import psutil
+
+from infra import services
 
 FINAL = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
 
@@ -19,15 +20,7 @@ class Server:
         self.url = url
 
     def ask(self, path: str, body: dict[str, Any] | None = None) -> Any:
-        method = "GET" if body is None else "POST"
-        answer = httpx.request(method, f"{self.url}{path}", json=body, timeout=60)
-        for _ in range(20):  # its sqlite is locked for a moment, on a busy machine: every client of Prefect asks again
-            if answer.status_code != 503:
-                break
-            time.sleep(1)
-            answer = httpx.request(method, f"{self.url}{path}", json=body, timeout=60)
-        assert answer.status_code < 300, f"{path}: {answer.status_code} {answer.text[:500]}"
-        return answer.json()
+        return services.get(f"{self.url}{path}", None, body, seconds=60)
 
     def start(self, deployment: str, config: dict[str, Any]) -> str:
         """What the button of the form does; returns the id of the run."""
