@@ -185,7 +185,7 @@ def _flat(labels: Any) -> Iterable[tuple[str, str]]:
         for full, found in inner.items():
             for each in found if isinstance(found, list) else [found]:
                 if each is not None:
-                    yield full, each if isinstance(each, str) else json.dumps(each, ensure_ascii=False)
+                    yield full, str(each) if type(each) in (str, int) else json.dumps(each, ensure_ascii=False)
 
 
 def _ranked(counts: Counter[str]) -> list[tuple[str, int]]:

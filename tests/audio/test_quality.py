@@ -192,9 +192,13 @@ def test_snr_and_bandwidth_over_many_speakers(shared_data: Path) -> None:
 
 @pytest.mark.slow
 def test_speed() -> None:
-    samples, best = voice(10.0), np.inf
+    """Against transforms of the same samples, whose time moves with the machine's; 0.54 of it where it was written."""
+    samples, best, plain = voice(10.0), np.inf, np.inf
+    frames = np.lib.stride_tricks.sliding_window_view(samples, 512)[::160]
     for _ in range(50):
         start = time.process_time()
         measure(samples)
-        best = min(best, time.process_time() - start)
-    assert 10.0 / best > 800  # 2,600 on average beside other work on the machine where it was written
+        between = time.process_time()
+        np.abs(np.fft.rfft(frames))
+        best, plain = min(best, between - start), min(plain, time.process_time() - between)
+    assert best < 0.7 * plain

@@ -317,7 +317,8 @@ def test_examples_are_spread_over_splits_languages_and_durations() -> None:
 
 
 @pytest.mark.slow
-def test_two_hundred_thousand_rows_take_two_seconds_at_most(root: str) -> None:
+def test_two_hundred_thousand_rows_take_less_than_to_look_at_each(root: str) -> None:
+    """Less than a second on a quiet machine, and where it is slower, so is what it is held against."""
     table = many(200_000)
     lines = (
         f'{{"original":"f{i}","id":"i{i}","reason":"{i} s are too few","step":"seconds"}}\n' for i in range(50_000)
@@ -325,10 +326,13 @@ def test_two_hundred_thousand_rows_take_two_seconds_at_most(root: str) -> None:
     rejects = "".join(lines).encode()
     manifest = storage.read_json(storage.join(root, MANIFEST)) | {"samples": 200_000}
     began = time.process_time()
+    assert len(table.to_pylist()) == 200_000
+    row_by_row = time.process_time() - began
+    began = time.process_time()
     aside = read_rejects(rejects, "rejects.jsonl")
     rows = choose_rows(table)
     html = card_page(Contents(AudioManifest.model_validate(manifest), table, aside, {}, []))
-    assert time.process_time() - began < 2 and len(rows) == 8
+    assert time.process_time() - began < row_by_row and len(rows) == 8
     words = parse(html)[1]
     assert "seconds : 50,000 inputs" in words and "… s are too few" in words
     assert "Counted over 20,000 of 200,000 clips" in words
