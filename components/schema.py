@@ -63,7 +63,7 @@ class Recording(Strict):
     """An audio file as it was found, before it is opened."""
 
     url: str
-    digest: str  # sha256 of the bytes (local file) or of ETag and size (remote)
+    digest: str  # BLAKE3 of the bytes (local file), sha256 of ETag and size (remote), or as audio/identity.py says
     annotation: Annotation
     start: float = 0.0  # seconds into the file at which the recording begins
     duration: float | None = None  # seconds; None: to the end of the file

@@ -10,14 +10,15 @@ import stat
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from io import FileIO
 from pathlib import Path
 
 UNFINISHED = (".tmp-", ".scratch")  # first letters of names that no listing shows
 
 
-def regular(path: Path) -> os.stat_result:
+def regular(path: str | Path) -> os.stat_result:
     """Status of a file that can be read to its end: not a folder, pipe or device."""
-    status = path.stat()
+    status = os.stat(path)
     if stat.S_ISDIR(status.st_mode):
         raise IsADirectoryError(errno.EISDIR, "is a folder", str(path))
     if not stat.S_ISREG(status.st_mode):
@@ -25,7 +26,13 @@ def regular(path: Path) -> os.stat_result:
     return status
 
 
-def announce(path: Path) -> None:
+def opened(path: str | Path) -> FileIO:
+    """Such a file, to be read; close it."""
+    regular(path)  # to open a pipe would wait for its writer
+    return open(path, "rb", buffering=0)
+
+
+def announce(path: str | Path) -> None:
     """Tell the system that a file will be read soon: the disk begins while the processor is still busy elsewhere."""
     if not hasattr(os, "posix_fadvise"):
         return

@@ -102,9 +102,16 @@ def level(samples: np.ndarray, inside: slice, marks: list[str]) -> np.ndarray:
 
 def has_offset(samples: np.ndarray, full: float = 1.0) -> bool:
     """Whether the mean of `(samples,)` within ±`full` is far from 0, also against what varies around it."""
-    total = samples.sum(dtype=np.int64 if samples.dtype == np.int16 else np.float64)
-    mean = abs(float(total)) / len(samples)
+    mean = abs(_sum(samples)) / len(samples)
     return mean > OFFSET * full and mean > OFFSET_SHARE * float(samples.std(dtype=np.float64))
+
+
+def _sum(samples: np.ndarray) -> float:
+    """Exact for int16: 2^16 of them fit into 32 bits, which are added in half the time of 64."""
+    if samples.dtype != np.int16:
+        return float(samples.sum(dtype=np.float64))
+    starts = range(0, len(samples), 1 << 16)
+    return float(sum(int(samples[start : start + (1 << 16)].sum(dtype=np.int32)) for start in starts))
 
 
 def stands_at(samples: np.ndarray, rail: float, full: float = 1.0) -> bool:

@@ -58,7 +58,7 @@ class Found(NamedTuple):
     start: float = 0.0  # seconds
     duration: float | None = None  # seconds; None: to the end
     inside: str | None = None  # where in the container `path` its audio is
-    digest: str = ""  # sha256 of the audio, where it was read already
+    digest: str = ""  # of the audio, as Recording.digest, where it was read already
     media: tuple[FoundMedia, ...] = ()
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from components.audio.columns import Columns, audio_columns, json_file, named_fields
+from components.audio.identity import digest_of
 from components.audio.inside import BUFFER, Container, check_group
 from components.audio.rows import (
     BadRow,
@@ -23,7 +24,6 @@ from components.audio.rows import (
     stem,
     within,
 )
-from components.digest import digest_bytes
 from components.schema import Reject
 from infra import storage
 
@@ -138,7 +138,7 @@ def _parquet_cells(root: str, name: str, container: Container) -> Iterator[Cell]
                 if there:
                     yield Cell(row, fields, _text(source), inside)
                 elif isinstance(data, bytes):
-                    yield Cell(row, fields, _text(source), inside, digest_bytes(data))
+                    yield Cell(row, fields, _text(source), inside, digest_of(data))
                 else:
                     yield Cell(row, fields, _text(source))
                 row += 1
@@ -185,6 +185,6 @@ def _arrow_cells(root: str, name: str, container: Container) -> Iterator[Cell]:
             if spot is None:
                 yield Cell(row, fields, source)
             else:
-                digest = digest_bytes(memoryview(data[index].as_buffer())) if storage.is_local(root) else ""
+                digest = digest_of(memoryview(data[index].as_buffer())) if storage.is_local(root) else ""
                 yield Cell(row, fields, source, f"bytes {spot[0]} {spot[1]}", digest)
             row += 1

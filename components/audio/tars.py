@@ -6,13 +6,15 @@ disk: a recording is known by where its bytes lie in the tar.
 
 from __future__ import annotations
 
-import hashlib
 import posixpath
 import re
 import tarfile
 from collections.abc import Iterator
 from typing import Any, BinaryIO, NamedTuple
 
+from blake3 import blake3
+
+from components.audio.identity import KIND
 from components.audio.inside import Container
 from components.audio.manifests import MAX_LINE, parse_json
 from components.audio.media import KINDS, SUFFIXES
@@ -174,18 +176,18 @@ def _kinds(sample: Sample) -> Iterator[tuple[str, Member]]:
 
 
 def _spot(member: Member, file: BinaryIO | None) -> tuple[str, str]:
-    """Where a member lies, and its sha256 if the tar is local."""
+    """Where a member lies, and its digest if the tar is local."""
     return f"bytes {member.offset} {member.size}", _digest(file, member) if file else ""
 
 
 def _digest(file: BinaryIO, member: Member) -> str:
-    total = hashlib.sha256()
+    total = blake3()
     file.seek(member.offset)
     left = member.size
     while left and (data := file.read(min(left, 1 << 20))):
         total.update(data)
         left -= len(data)
-    return total.hexdigest()
+    return f"{KIND}{total.hexdigest()}"
 
 
 def _key(name: str) -> tuple[str, str]:

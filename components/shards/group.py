@@ -7,6 +7,7 @@ import posixpath
 import re
 from collections import Counter
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 from components.digest import digest_bytes
@@ -92,11 +93,18 @@ def _ends(item: Keyed, per_shard: int) -> bool:
 
 def original_name(url: str, data_url: str) -> str:
     """Name of a file relative to the folder, or to the folder of the manifest, that it was read from."""
-    root = join(data_url, "")
-    for folder in (root, posixpath.dirname(root) if posixpath.splitext(root)[1] else ""):
-        if folder and url.startswith(folder.rstrip("/") + "/"):
-            return url[len(folder.rstrip("/")) + 1 :]
+    for folder in _folders(data_url):
+        if url.startswith(folder):
+            return url[len(folder) :]
     return posixpath.basename(url) if "://" in url or url.startswith("/") else posixpath.normpath(url)
+
+
+@lru_cache(maxsize=4)
+def _folders(data_url: str) -> tuple[str, ...]:
+    """Where the files of a data set may lie: the folder, or that of the manifest; each with a `/` behind."""
+    root = join(data_url, "")
+    beside = posixpath.dirname(root) if posixpath.splitext(root)[1] else ""
+    return tuple(folder.rstrip("/") + "/" for folder in (root, beside) if folder)
 
 
 def _plain(identity: str) -> str:

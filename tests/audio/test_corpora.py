@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 
 from components.audio import manifests, rows
 from components.audio.decode import BadAudio, decode
+from components.audio.identity import digest_of
 from components.audio.inside import read_inside
 from components.audio.sources import read_sources
 from components.digest import digest_bytes
@@ -100,7 +101,7 @@ def test_nemo_offsets_become_starts(tmp_path: Path) -> None:
         ("wavs/long@1.500", 1.5, 2.25, "train"),
         ("wavs/whole", 0.0, None, "train"),
     ]
-    assert {r.digest for r in recordings[:3]} == {digest_bytes(A)}
+    assert {r.digest for r in recordings[:3]} == {digest_of(A)}
     assert [r.start for r in read_sources(f"{data}/train_manifest.json")[0]] == [0.0, 1.5, 0.0]
     assert read_sources(f"{data}/train_manifest.json")[0][0].annotation.split is None
 
@@ -357,7 +358,7 @@ def test_hugging_face_on_disk(tmp_path: Path, form: str, metadata: bool) -> None
     assert [(n.text, n.gender, n.labels) for n in (r.annotation for r in recordings)] == EXPECTED
     assert {r.annotation.split for r in recordings} == {"train"}
     assert [audio_of(r) for r in recordings] == [A, B, C]
-    assert [r.digest for r in recordings] == [digest_bytes(A), digest_bytes(B), digest_bytes(C)]
+    assert [r.digest for r in recordings] == [digest_of(A), digest_of(B), digest_of(C)]
     assert decode(audio_of(recordings[2]), "c").samples.shape == (800,)
     if form == "parquet":
         assert [r.inside for r in recordings] == [f"row {number} audio" for number in range(3)]
@@ -519,7 +520,7 @@ def test_webdataset(tmp_path: Path, memory: Any, form: int, remote: bool) -> Non
         ("two words", None, {"label": 7}, "train"),
         (None, None, {}, "train"),
     ]
-    assert recordings[0].digest == digest_bytes(A) or remote
+    assert recordings[0].digest == digest_of(A) or remote
     assert len({r.digest for r in recordings}) == 3
     assert ids(read_sources(f"{data}/train/shard-000000.tar")[0]) == ids(recordings)
 

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from components.audio.bounds import BadAudio
 from components.audio.decode import decode
 from components.audio.encode import to_flac, to_int16
-from components.audio.exact import exact_samples
+from components.audio.exact import FULL, exact_samples
+from components.audio.level import has_offset
 
 
 def wave(seconds: float = 1.0, gain: float = 0.5) -> np.ndarray:
@@ -45,6 +46,13 @@ def test_real_recordings_are_the_same_by_both_decoders(shared_data: Path) -> Non
             assert (found[0] == to_int16(samples)).all() and found[1] == marks
             compared += 1
     assert compared >= 5
+
+
+@pytest.mark.parametrize("extreme", [-32_768, 32_767])
+def test_an_offset_is_summed_exactly(extreme: int) -> None:
+    samples = np.full(200_000, extreme, np.int16)
+    assert has_offset(samples, FULL)  # 32 bits hold 65,536 of them
+    assert not has_offset(np.concatenate([samples, -1 - samples]), FULL)
 
 
 @pytest.mark.parametrize(

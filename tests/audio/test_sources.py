@@ -15,6 +15,7 @@ import pytest
 import soundfile as sf
 
 from components.audio.decode import BadAudio, decode
+from components.audio.identity import digest_at
 from components.audio.sources import read_sources
 from components.schema import Recording, Reject
 from infra import storage
@@ -89,7 +90,7 @@ def test_jsonl_with_every_field(tmp_path: Path) -> None:
         "conversations": [{"role": "user", "content": [{"type": "audio"}]}],
     }
     assert type(noted.labels["digit"]) is int
-    assert recording.digest == storage.fingerprint(recording.url)
+    assert recording.digest == digest_at(recording.url)
     assert decode(storage.read_bytes(recording.url), "a").samples.shape == (1600,)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import soundfile as sf
 
-from components.digest import digest_bytes
+from components.audio.identity import digest_of
 from components.schema import Annotation, AudioManifest, Recording, Reject
 from components.shards.group import Keyed, plan_groups, set_duplicates_aside
 from components.shards.ingest import GroupReport, ingest_config, ingest_group
@@ -30,7 +30,7 @@ def put(root: str, name: str, data: bytes, **annotation: object) -> Recording:
     url = storage.join(root, name)
     storage.write_bytes(url, data)
     noted = {"id": name.rpartition(".")[0], "split": "train", **annotation}
-    return Recording(url=url, digest=digest_bytes(data), annotation=Annotation.model_validate(noted))
+    return Recording(url=url, digest=digest_of(data), annotation=Annotation.model_validate(noted))
 
 
 def make_data(root: str, count: int = 7) -> list[Recording]:
