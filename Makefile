@@ -32,8 +32,8 @@ $(VENV)/.ok: pyproject.toml constraints.txt weights.txt
 demo: setup  ## speak a corpus, train a speech LLM on it, evaluate and register it
 	@$(BIN)/earloom demo $(ARGS)
 
-test: setup  ## all tests; ARGS are pytest's
-	$(BIN)/python -m pytest $(ARGS)
+test: setup  ## all tests, two files at a time; ARGS are pytest's (-n 0: one by one, in this process)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 fast: setup  ## the tests that need no weights, server or cluster
 	$(BIN)/python -m pytest -m "not slow" -n auto $(ARGS)
