@@ -7,6 +7,7 @@ refused everywhere.
 
 from __future__ import annotations
 
+import os
 from urllib.parse import unquote
 
 LONGEST = 255  # bytes of a name, on nearly every file system
@@ -23,6 +24,11 @@ def pieces(part: str, base: str = "") -> list[str]:
     if (len(found) > 1 and not found[0]) or ".." in found or ".." in read or "\0" in part or "://" in part:
         raise ValueError(f"{part!r} leads out of its folder: name something below it, without .. and no leading /")
     return [piece for piece in found if piece not in ("", ".")]
+
+
+def absolute(url: str) -> str:
+    """The URL, or a local path that means the same in every process, wherever that was started."""
+    return url if "://" in url else os.path.abspath(os.path.expanduser(url))
 
 
 def single(name: str, what: str) -> str:

@@ -13,9 +13,10 @@ from rich.table import Table
 from components.features.evict import Cache, Policy, choose, list_caches, remove
 from components.registry.graph import Graph, read_graph
 from infra.storage import join
+from infra.units import UNITS, volume
 
 SECONDS = {"s": 1.0, "min": 60.0, "h": 3600.0, "d": 86_400.0, "w": 604_800.0}
-BYTES = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
+BYTES = {"B": 1, **UNITS, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 
 
 def caches_of(graph: Graph) -> list[Cache]:
@@ -54,7 +55,7 @@ def show_caches(lake: str, as_json: bool = False) -> None:
         print(json.dumps([one.model_dump(mode="json") for one in caches], ensure_ascii=False, indent=2))
         return
     console.print(_table([(one, _reached(one)) for one in caches], "reached by"), soft_wrap=True)
-    console.print(f"{len(caches)} caches, {size_text(sum(one.bytes for one in caches))}")
+    console.print(f"{len(caches)} caches, {volume(sum(one.bytes for one in caches))}")
 
 
 def prune(
@@ -93,18 +94,18 @@ def prune(
     for cache in chosen.going if yes else ():
         remove(cache)
         freed += cache.bytes
-        console.print(f"  removed {cache.place}, {size_text(cache.bytes)}", soft_wrap=True)
+        console.print(f"  removed {cache.place}, {volume(cache.bytes)}", soft_wrap=True)
     total = sum(one.bytes for one in chosen.going)
     if yes:
-        console.print(f"{len(chosen.going)} caches removed, {size_text(freed)}; {size_text(chosen.left)} stay")
+        console.print(f"{len(chosen.going)} caches removed, {volume(freed)}; {volume(chosen.left)} stay")
     else:
         console.print(
-            f"{len(chosen.going)} caches would go, {size_text(total)}; {size_text(chosen.left)} would stay. "
+            f"{len(chosen.going)} caches would go, {volume(total)}; {volume(chosen.left)} would stay. "
             "Nothing was removed: add --yes"
         )
     if policy.larger_than is not None and chosen.left > policy.larger_than:
         console.print(
-            f"still {size_text(chosen.left - policy.larger_than)} over {larger_than}: the rest is kept; "
+            f"still {volume(chosen.left - policy.larger_than)} over {larger_than}: the rest is kept; "
             "--even-reachable takes caches in use too"
         )
     return chosen.going
@@ -117,14 +118,6 @@ def quantity(text: str, units: dict[str, float] | dict[str, int], example: str) 
     if match is None or found is None:
         raise ValueError(f"{text!r} is no amount: write it as in {example}; units are {', '.join(units)}")
     return float(match[1]) * found
-
-
-def size_text(size: int) -> str:
-    """Bytes in the largest unit of which there is at least one."""
-    for unit in ("TB", "GB", "MB", "kB"):
-        if size >= BYTES[unit]:
-            return f"{size / BYTES[unit]:,.1f} {unit}"
-    return f"{size} B"
 
 
 def _reached(cache: Cache) -> str:
@@ -147,7 +140,7 @@ def _table(rows: Sequence[tuple[Cache, str]], last: str) -> Table:
     for one, text in rows:
         name = one.encoder if one.kind != "units" else f"{one.encoder} (units)"
         cells = [name, one.dataset, one.version, one.place.partition("/")[0]]
-        cells += [f"{one.frames:,}", str(one.width), size_text(one.bytes), _age(now - one.modified)]
+        cells += [f"{one.frames:,}", str(one.width), volume(one.bytes), _age(now - one.modified)]
         table.add_row(*(escape(cell) for cell in (*cells, "finished" if one.finished else "unfinished", text)))
     return table
 

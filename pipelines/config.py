@@ -11,7 +11,7 @@ from components.features.form import FORMS
 from components.registry.names import refuse_champion
 from components.shards.settings import Ingest
 from components.training.compute import Compute
-from infra import secrets
+from infra import names, secrets
 from infra.cluster import NOTHING, check_address
 from infra.environment import default_lake
 from models.recipe import Declared
@@ -92,8 +92,8 @@ class RunConfig(Declared):
     @field_validator("lake", "data")
     @classmethod
     def absolute(cls, url: str) -> str:
-        """A local path means the same in every process, wherever that was started."""
-        return url if "://" in url else os.path.abspath(os.path.expanduser(url))
+        """A local path means the same in every process."""
+        return names.absolute(url)
 
     @field_validator("ray_address")
     @classmethod
@@ -107,7 +107,7 @@ class RunConfig(Declared):
         """A local folder as an absolute path; ValueError if there is none."""
         if not folder or folder == NOTHING or "://" in folder:
             return folder or None
-        path = os.path.abspath(os.path.expanduser(folder))
+        path = names.absolute(folder)
         if not os.path.isdir(path):
             raise ValueError(f"there is no folder {path}: name one with this code, the URL of a zip, or {NOTHING}")
         return path

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import NamedTuple
 
 from rich.markup import escape
@@ -11,6 +10,7 @@ from components.registry import export, hub
 from components.registry.mlflow_registry import find_entry
 from components.registry.model_folder import checked
 from infra import storage
+from infra.names import absolute
 from pipelines.progress import console
 
 TARGETS = ("folder", "hub")
@@ -40,7 +40,7 @@ def export_model(model: str, to: str, destination: str, lake: str, tracking_uri:
         raise ValueError(f"--to {to}: a model goes to {' or '.join(TARGETS)}")
     if to == "folder" and (wishes.public or wishes.revision or wishes.message):
         raise ValueError("--public, --revision and --message are for --to hub")
-    place = _absolute(destination) if to == "folder" else ""
+    place = absolute(destination) if to == "folder" else ""
     if place:
         export.refuse_place(place, lake, wishes.overwrite)
     else:
@@ -72,7 +72,3 @@ def show_export(done: Outcome) -> None:
         console.print(f"  [bold yellow]licence[/]  {escape(text)}", soft_wrap=True)
     if made.warnings:
         console.print("  LICENSES.md has it all")
-
-
-def _absolute(place: str) -> str:
-    return place if "://" in place else os.path.abspath(os.path.expanduser(place))

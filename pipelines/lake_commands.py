@@ -102,9 +102,7 @@ def caches_prune(
 
 def lake_url(given: str | None) -> str:
     """The lake that a command was given, else that of the environment; a local path is absolute."""
-    import os
-
     from infra.environment import default_lake
+    from infra.names import absolute
 
-    url = given or default_lake()
-    return url if "://" in url else os.path.abspath(os.path.expanduser(url))
+    return absolute(given or default_lake())

@@ -17,6 +17,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from infra import environment, flow_runs, processes, running
+from infra.names import absolute
 from infra.running import RUNNING, Seen, Wanted
 from pipelines.progress import console
 
@@ -43,8 +44,7 @@ def up(
     given = os.environ.get("EARLOOM_AUTH")
     password = (given or running.new_auth(home)) if auth or given else None
     place = lake or os.environ.get("EARLOOM_LAKE")
-    if place and "://" not in place:
-        place = os.path.abspath(os.path.expanduser(place))
+    place = absolute(place) if place else None
     wanted = Wanted(host or "", prefect_port or 0, mlflow_port or 0, password, place, names)
     began = time.monotonic()
     with _progress() as say:

@@ -35,12 +35,12 @@ from components.datacard.pieces import (
     plain,
     shares_table,
     text,
-    volume,
 )
 from components.datacard.plots import histogram_chart, in_words
 from components.evaluation.page import details, duration, facts, page, percent, section
 from components.schema import SAMPLE_RATE, AudioManifest
 from components.shards.arrays import numbers
+from infra.units import volume
 
 MAX_ROWS = 40  # of a table of languages, genders, marks or licences
 MAX_LABELS, MAX_VALUES = 24, 12  # labels, and values of each

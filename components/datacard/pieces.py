@@ -109,14 +109,6 @@ def hours(seconds: float) -> str:
     return f"{seconds / 3600:,.0f} h" if seconds >= 360_000 else duration(seconds)
 
 
-def volume(count: int) -> str:
-    """Bytes as people write them: 12 345 678 → 12.3 MB."""
-    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= size:
-            return f"{count / size:.3g} {unit}"
-    return f"{count} bytes"
-
-
 def named(count: int, noun: str) -> str:
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 

@@ -15,6 +15,7 @@ from components.features.key import device_of
 from components.features.parts import PARTS
 from components.features.store import FeatureStore
 from infra.storage import join, list_names
+from infra.units import volume
 from models.encoders.base import SAMPLE_RATE, AudioEncoder
 
 MEMBER_OVERHEAD = 512 + 88 + 256  # bytes: tar header, safetensors header, half a block of padding on average
@@ -40,7 +41,7 @@ class Cost:
     def __str__(self) -> str:
         shards = self.shards_there + self.shards_missing
         line = (
-            f"{self.clips:,} clips, {self.hours:.2f} h of audio: {self.frames:,} frames, {readable(self.bytes)}; "
+            f"{self.clips:,} clips, {self.hours:.2f} h of audio: {self.frames:,} frames, {volume(self.bytes)}; "
             f"{self.shards_there} of {shards} shards are there"
         )
         if not self.shards_missing:
@@ -101,7 +102,7 @@ class Account:
         return self.bytes / self.hours if self.hours else 0.0
 
     def __str__(self) -> str:
-        return f"{self.frames:,} frames, {readable(self.bytes)}, {readable(int(self.hourly))} an hour of audio"
+        return f"{self.frames:,} frames, {volume(self.bytes)}, {volume(self.hourly)} an hour of audio"
 
 
 def account(store: FeatureStore) -> Account:
@@ -124,14 +125,6 @@ def measure_speed(encoder: AudioEncoder, seconds: float = 4.0, clips: int = 4) -
         start = time.perf_counter()
         float(encoder(batch)[0].sum())  # the sum waits for an asynchronous device
     return seconds * clips / (time.perf_counter() - start)
-
-
-def readable(size: int) -> str:
-    """Bytes in the largest decimal unit that leaves at least 1: `1.50 GB`."""
-    for unit, factor in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
-        if size >= factor:
-            return f"{size / factor:.2f} {unit}"
-    return f"{size / 1e3:.1f} kB"
 
 
 def _rows(index: pa.Table | Iterable[Row]) -> Iterable[Row]:

@@ -6,7 +6,7 @@ import pyarrow as pa
 import pytest
 from feature_helpers import SmallEncoder, make_audio, rows_of
 
-from components.features.cost import estimate, measure_speed, readable
+from components.features.cost import estimate, measure_speed
 from components.features.extract import extract_shard
 
 LENGTHS = [[1.0, 2.0, 3.0], [4.0, 5.0]]
@@ -48,11 +48,5 @@ def test_units_cost_four_bytes_a_frame(tmp_path: Path) -> None:
     assert features.bytes - units.bytes == 750 * (16 - 4)
 
 
-def test_speed_and_sizes() -> None:
+def test_speed() -> None:
     assert measure_speed(SmallEncoder()) > 1
-    assert [readable(size) for size in (900, 2_500_000, 1_500_000_000, 4e12)] == [
-        "0.9 kB",
-        "2.50 MB",
-        "1.50 GB",
-        "4.00 TB",
-    ]

@@ -10,7 +10,7 @@ import torch
 from feature_helpers import make_audio, make_cache
 from torch.nn.functional import cosine_similarity
 
-from components.digest import digest_file
+from components.audio.identity import digest_at
 from components.features.cost import estimate
 from components.features.extract import Target, encode_clips, extract_all
 from components.features.key import feature_key
@@ -93,7 +93,7 @@ def test_from_recordings_through_ingest_to_features(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "noise/shard-000000.tar") as tar:
         tar.extractall(tmp_path / "source", filter="data")
     recordings = [
-        Recording(url=str(path), digest=digest_file(path), annotation=Annotation(id=path.stem))
+        Recording(url=str(path), digest=digest_at(str(path)), annotation=Annotation(id=path.stem))
         for path in sorted((tmp_path / "source").glob("*.flac"))
     ]
     source, root = str(tmp_path / "source"), str(tmp_path / "audio")

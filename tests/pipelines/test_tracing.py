@@ -15,7 +15,7 @@ from typer.testing import CliRunner, Result
 from components.registry.graph import read_graph
 from components.registry.records import INPUTS, LINEAGE
 from infra import storage
-from pipelines.caches import caches_of, quantity, size_text, users
+from pipelines.caches import caches_of, quantity, users
 from pipelines.cli import app
 from pipelines.tracing import model_folder
 from tests.registry.lake_helpers import add_audio, add_cache, add_codebook, add_run, add_stages, index_table
@@ -195,7 +195,6 @@ def test_amounts() -> None:
     for text in ("30", "d", "-1d", "1x", "nan d"):
         with pytest.raises(ValueError, match="write it as in 30d"):
             quantity(text, seconds, "30d")
-    assert [size_text(size) for size in (999, 1000, 2_500_000_000)] == ["999 B", "1.0 kB", "2.5 GB"]
 
 
 @pytest.mark.slow

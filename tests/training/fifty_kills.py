@@ -119,15 +119,19 @@ def attempt(folder: Path, parts: Built, kill: tuple[str, int] | None) -> str:
 
 
 def check_acknowledged(folder: Path, parts: Built) -> None:
-    """The newest acknowledged checkpoints of each stage, as many as are kept, load, and none is older than the last."""
+    """The newest checkpoints of each stage, as many as are kept, load, and none is older than the last acknowledged.
+
+    A process that died between a marker and its note left a checkpoint that nobody was told of; it counts as well, for
+    the next attempt goes on from it and forgets older ones.
+    """
     noted = folder / "acknowledged"
     lines = noted.read_text().splitlines() if noted.exists() else []
     for stage in (make_stage("ctc"), make_stage()):
         url = str(folder / stage.name / "checkpoints")
-        mine = sorted({line for line in lines if line.startswith(url)})[-KEPT:]
+        mine = sorted({line for line in lines if line.startswith(url)})
         complete = Checkpoints(url).complete()
         assert not mine or complete[0] >= mine[-1], f"{mine[-1]} was acknowledged, the newest is {complete[0]}"
-        for checkpoint in mine:
+        for checkpoint in sorted({*mine, *complete})[-KEPT:]:
             state = Checkpoints(url).load(checkpoint, held_by_checkpoint(parts, stage.train))
             assert checkpoint.endswith(f"step-{state['step']:07d}")
 
