@@ -11,7 +11,6 @@ import pyarrow as pa
 import torch
 
 from components.features.form import BF16, Form
-from components.features.key import device_of
 from components.features.parts import PARTS
 from components.features.store import FeatureStore
 from infra.storage import join, list_names
@@ -119,7 +118,7 @@ def account(store: FeatureStore) -> Account:
 
 def measure_speed(encoder: AudioEncoder, seconds: float = 4.0, clips: int = 4) -> float:
     """Seconds of audio encoded per second on this machine: one batch to warm up, one that is timed."""
-    batch = [torch.zeros(int(seconds * SAMPLE_RATE), device=device_of(encoder)) for _ in range(clips)]
+    batch = [torch.zeros(int(seconds * SAMPLE_RATE), device=encoder.device) for _ in range(clips)]
     with torch.inference_mode():
         encoder(batch)
         start = time.perf_counter()

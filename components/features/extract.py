@@ -22,7 +22,7 @@ from torch import Tensor
 
 from components.features.compact import Projection, pack
 from components.features.form import BF16, Form
-from components.features.key import device_of, numerics
+from components.features.key import numerics
 from components.features.overlap import Behind, ahead
 from components.features.parts import FeaturePart, FeatureRow, finished_part, write_part
 from components.features.reuse import remember, taken_over
@@ -58,9 +58,7 @@ class Target:
 
     def at_encoder(self) -> Target:
         """The same, with the components on the device that the frames are on."""
-        return (
-            self if self.projection is None else replace(self, projection=self.projection.to(device_of(self.encoder)))
-        )
+        return self if self.projection is None else replace(self, projection=self.projection.to(self.encoder.device))
 
 
 @dataclass(frozen=True)
@@ -172,7 +170,7 @@ def read_waveform(reader: ShardReader, row: Row, pinned: bool = False) -> Tensor
 def _extract(
     shard: ShardInfo, rows: Sequence[Row], audio_root: str, targets: Sequence[Target], folder: Path
 ) -> list[FeaturePart]:
-    devices = {device_of(target.encoder).type for target in targets}
+    devices = {target.encoder.device.type for target in targets}
     if len(devices) > 1:
         raise ValueError(f"encoders that share one pass over the audio are on several kinds of device: {devices}")
     device = devices.pop()
@@ -210,7 +208,7 @@ def _divided(encoder: AudioEncoder, batch: Sequence[int], samples: Sequence[int]
 
 def _encoded(encoder: AudioEncoder, waveforms: list[Tensor]) -> list[Tensor]:
     """Frames `(frames, width)` float32 of each clip, on the encoder's device; ValueError for other shapes."""
-    device = device_of(encoder)
+    device = encoder.device
     found = [frames.float() for frames in encoder([w.to(device, non_blocking=True) for w in waveforms])]
     for frames, waveform in zip(found, waveforms, strict=True):
         expected = (encoder.output_length(len(waveform)), encoder.width)

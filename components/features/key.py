@@ -13,6 +13,7 @@ from infra.storage import join
 from models.encoders.base import AudioEncoder
 from models.recipe import Stage
 
+BFLOAT16_UNITS = ("avx512_bf16", "amx_bf16")  # of a CPU, as torch.cpu.get_capabilities names them
 EXACT = ("transcriber",)  # encoders whose frames are text, of which every byte counts
 FEATURE_VERSION = 1  # raise it when extract.py may give other numbers for the same key
 
@@ -49,20 +50,20 @@ def form_for(encoder: AudioEncoder, form: Form) -> Form:
 
 def numerics(encoder: AudioEncoder) -> dict[str, str]:
     """Device class, torch and kernels: LTU-AS loses quality when features come from another GPU than in training."""
-    device = device_of(encoder)
-    found = {"device": device.type, "torch": torch.__version__, "capability": "", "compute": "float32"}
+    device = encoder.device
+    compute = encoder.spec.compute
+    found = {"device": device.type, "torch": torch.__version__, "capability": "", "compute": compute}
     if device.type == "cpu":
         found["capability"] = torch.backends.cpu.get_cpu_capability()
+        if compute == "bfloat16":
+            has = torch.cpu.get_capabilities()
+            found["capability"] = " ".join([found["capability"], *(unit for unit in BFLOAT16_UNITS if has.get(unit))])
     elif device.type == "cuda":
         major, minor = torch.cuda.get_device_capability(device)
         found["capability"] = f"sm_{major}{minor} {torch.cuda.get_device_name(device)}"
-        found["compute"] = f"float32, matmul precision {torch.get_float32_matmul_precision()}"
+        if compute == "float32":
+            found["compute"] = f"float32, matmul precision {torch.get_float32_matmul_precision()}"
     return found
-
-
-def device_of(encoder: AudioEncoder) -> torch.device:
-    """Where the encoder computes; an encoder without parameters computes on the CPU."""
-    return next((parameter.device for parameter in encoder.parameters()), torch.device("cpu"))
 
 
 def fingerprint(key: dict[str, Any]) -> str:

@@ -17,7 +17,7 @@ from components.digest import digest
 from components.features.compact import Projection
 from components.features.extract import BATCH_SECONDS, encode_clips, plan_batches, read_waveform
 from components.features.fitted import publish_fitted
-from components.features.key import device_of, feature_key, fingerprint
+from components.features.key import feature_key, fingerprint
 from components.features.overlap import ahead
 from components.features.projection import FILES, INPUTS, ProjectionManifest
 from components.shards.reader import ShardReader
@@ -89,7 +89,7 @@ def draw_rows(encoder: AudioEncoder, rows: Sequence[Row], keys: list[str], max_f
 
 def gather_moments(encoder: AudioEncoder, rows: Sequence[Row], audio_root: str) -> Moments:
     """Moments of the frames of clips, which are encoded batch by batch and not kept."""
-    budget = BATCH_SECONDS.get(device_of(encoder).type, BATCH_SECONDS["cuda"])
+    budget = BATCH_SECONDS.get(encoder.device.type, BATCH_SECONDS["cuda"])
     batches = [[rows[i] for i in batch] for batch in plan_batches([int(row["samples"]) for row in rows], budget)]
     count = 0
     total = torch.zeros(encoder.width, dtype=torch.float64)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
+
+from models.encoders.precision import products
 
 SAMPLE_RATE = 16_000
 
@@ -39,6 +41,9 @@ class EncoderSpec(BaseModel):
     window: bool = Field(
         False, description="pad to the encoder's full window and keep all of its frames (Whisper as published)"
     )
+    compute: Literal["float32", "bfloat16"] = Field(
+        "float32", description="precision of its matrix products while it does not learn; spectra are float32 always"
+    )
     seed: int = 0
 
     @model_validator(mode="after")
@@ -68,6 +73,20 @@ class AudioEncoder(nn.Module):
     spec: EncoderSpec
     width: int
     frame_rate: float
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes; an encoder without parameters does so on the CPU."""
+        return next((parameter.device for parameter in self.parameters()), torch.device("cpu"))
+
+    def __call__(self, waveforms: list[Tensor]) -> list[Tensor]:
+        """`forward`, in the precision that the spec names wherever it runs: live frames are those of a cache.
+
+        An encoder that learns takes the precision of the training step around it.
+        """
+        learns = torch.is_grad_enabled() and any(parameter.requires_grad for parameter in self.parameters())
+        with products(self.device, None if learns else self.spec.compute == "bfloat16"):
+            return [frames.float() for frames in super().__call__(waveforms)]
 
     def frames_of(self, samples: int) -> int:
         """Frames before pooling for a clip of `samples` at 16 kHz; pure arithmetic, at least 1."""

@@ -18,6 +18,7 @@ from torch.nn import functional
 from transformers.audio_utils import mel_filter_bank
 
 from models.encoders.base import SAMPLE_RATE
+from models.encoders.precision import exact
 
 CLAP_RATE = 44_100
 FILTER_RATE = 32_000
@@ -92,6 +93,7 @@ def mel_filters(bins: int, device: torch.device) -> Tensor:
     return torch.from_numpy(filters).float().to(device)
 
 
+@exact
 def log_mel(windows: Tensor, bins: int = 64) -> Tensor:
     """Mel power in decibels, `(windows, samples)` → `(windows, samples // 320 + 1, bins)`; more than 512 samples.
 

@@ -11,6 +11,8 @@ from torch import Tensor
 from torch.nn import functional
 from transformers.audio_utils import mel_filter_bank
 
+from models.encoders.precision import exact
+
 SAMPLE_RATE = 16_000
 FFT, HOP = 400, 160
 KALDI_FFT = NEMO_FFT = 512
@@ -27,6 +29,7 @@ def slaney_filters(bins: int, device: torch.device, size: int = FFT) -> Tensor:
     return torch.from_numpy(filters.T.copy()).float().to(device)
 
 
+@exact
 def log_mel(waveforms: Tensor, bins: int = 80) -> Tensor:
     """Whisper's features, `(..., samples)` → `(..., bins, samples // 160)`; at least 201 samples.
 
@@ -68,6 +71,7 @@ def kaldi_frames(samples: int) -> int:
     return max(0, 1 + (samples - FFT) // HOP)
 
 
+@exact
 def kaldi_fbank(waveform: Tensor, bins: int = 128, window: Literal["povey", "hanning"] = "povey") -> Tensor:
     """Kaldi's log filter banks of one clip, `(samples,)` → `(frames, bins)`; at least 400 samples, no dither.
 
@@ -87,6 +91,7 @@ def kaldi_fbank(waveform: Tensor, bins: int = 128, window: Literal["povey", "han
     return banks.clamp_min(EPSILON).log()
 
 
+@exact
 def nemo_mel(waveform: Tensor, bins: int = 80) -> Tensor:
     """NeMo's normalised log-mel of one clip, `(samples,)` → `(samples // 160, bins)`; at least 320 samples.
 

@@ -69,7 +69,7 @@ class MoonshineEncoder(LayeredEncoder):
 
     def convolve(self, waveforms: Tensor, samples: Tensor) -> Tensor:
         """`(batch, samples)` → `(batch, frames, width)`; valid frames see neither padding nor its statistics."""
-        hidden = self.layers.conv1(waveforms[:, None]).tanh()
+        hidden = self.layers.conv1(waveforms[:, None]).tanh().float()  # sums over a clip, in every precision
         valid = valid_mask((samples - 127) // 64 + 1, hidden.shape[-1])[:, None].to(hidden.dtype)
         norm = self.layers.groupnorm
         count = valid.sum((1, 2), keepdim=True) * hidden.shape[1]
@@ -77,7 +77,7 @@ class MoonshineEncoder(LayeredEncoder):
         variance = ((hidden - mean).square() * valid).sum((1, 2), keepdim=True) / count
         hidden = (hidden - mean) * (variance + norm.eps).rsqrt() * norm.weight[:, None] + norm.bias[:, None]
         hidden = functional.gelu(self.layers.conv2(hidden))
-        return functional.gelu(self.layers.conv3(hidden)).transpose(1, 2)
+        return functional.gelu(self.layers.conv3(hidden)).transpose(1, 2).float()
 
     def preprocessing(self) -> dict[str, Any]:
         return super().preprocessing() | {"shortest": SHORTEST, "group_norm": "valid frames"}

@@ -3,7 +3,8 @@
 Real speech through Moonshine tiny; principal components are fitted on other speakers' clips than those that are judged.
 Beside the error of the frames stands what it does downstream: Moonshine's own decoder, which never saw a stored frame,
 writes a transcript from the frames that come out of each form. `words apart` is the word error rate against what it
-writes from the live frames, `WER` that against the corpus' transcripts, of people.
+writes from the live frames, `WER` that against the corpus' transcripts, of people. One row is of an encoder that
+computes in bfloat16 (`compute`), its frames kept as they are.
 
 Bytes are those of a cache (tar and safetensors headers included) for an hour of audio, beside FLAC's of the same clips.
 """
@@ -100,6 +101,12 @@ def measure(place: Path, forms: list[Form], count: int) -> int:
     print(f"{'form':<16} {'error':>8} {'centred':>8} {'cosine':>9} {'worst':>9} {'B/frame':>8}", end="")
     print(f"{'MB/h':>8}{'of FLAC':>9}{'WER':>9}{'words apart':>13}")
     print(f"{'live':<71}{jiwer.wer(said, heard):>9.3%}", flush=True)
+    half = build_encoder(EncoderSpec(kind="moonshine", weights=WEIGHTS, compute="bfloat16"))
+    near = [encode_clips(half, [torch.from_numpy(wave / 32768.0).float()])[0] for wave, _ in clips]
+    texts = [decoder.text(frames, length) for frames, length in zip(near, seconds, strict=True)]
+    error = float((torch.cat(near) - torch.cat(live)).norm() / torch.cat(live).norm())
+    judged = f"{jiwer.wer(said, texts):>9.3%}{jiwer.wer(heard, texts):>13.3%}"
+    print(f"{'live, bfloat16':<16}{error:>9.2%}{'':<46}{judged}", flush=True)
     for form in forms:
         projection = fit_components(moments, form.dims)[0] if form.dims else None
         kept = [unpack(pack(frames, form, projection), len(frames), form, projection) for frames in live]

@@ -9,6 +9,7 @@ one     transformers as its documentation shows: a clip is decoded, encoded and 
         in one process with all cores; against it, `ours` as the cache stage runs it: one process for each core.
         What it does on one core, without padding and without waiting of threads, is printed as well
 
+`--compute bfloat16` has `bare` and `ours` compute so; transformers stays as its documentation shows it.
 `--cuda` measures on a card instead: a Whisper-large-v3 encoder with random weights, hours of audio a second, and the
 share of the card's own bfloat16 matrix-product rate that the encoder's operations reach with everything around them.
 """
@@ -26,7 +27,7 @@ from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "features"))
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -39,7 +40,6 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from components.features.extract import BATCH_SECONDS, extract_shard, plan_batches, read_waveform
-from components.features.key import device_of
 from components.features.overlap import ahead
 from components.schema import ShardInfo
 from components.shards.reader import ShardReader
@@ -49,6 +49,7 @@ from models.encoders.base import SAMPLE_RATE, AudioEncoder, EncoderSpec
 from models.pretrained import resolve
 from tests.benchmarks.measuring import Comparison, interleaved, machine, middle, verdict
 
+Compute = Literal["float32", "bfloat16"]
 OF_BARE, OF_ONE = 0.90, 2.0
 DATA = Path(__file__).parents[3] / "shared" / "data" / "librispeech_speakers"
 TITLES = {"bare": "bare loop", "ours": "extraction", "one": "transformers one by one"}
@@ -105,13 +106,13 @@ def corpus(folder: Path, shards: int, clips: int, mean: float, longest: float = 
 kept: dict[str, Any] = {}
 
 
-def start_up(kind: str, core: int | None, threads: int) -> None:
+def start_up(kind: str, core: int | None, threads: int, compute: Compute) -> None:
     """What is not timed: imports, weights, a first pass."""
     if core is not None:
         os.sched_setaffinity(0, {core})
     torch.set_num_threads(threads)
     if kind == "ours":
-        kept["encoder"] = build_encoder(EncoderSpec(kind="moonshine", weights=MOONSHINE))
+        kept["encoder"] = build_encoder(EncoderSpec(kind="moonshine", weights=MOONSHINE, compute=compute))
         with torch.inference_mode():
             kept["encoder"]([torch.zeros(SAMPLE_RATE)])
     else:
@@ -166,9 +167,9 @@ def one(given: Corpus) -> float:
         return time.perf_counter() - began
 
 
-def process(kind: str, core: int | None, threads: int) -> ProcessPoolExecutor:
+def process(kind: str, core: int | None, threads: int, compute: Compute = "float32") -> ProcessPoolExecutor:
     """One worker, warm."""
-    pool = ProcessPoolExecutor(1, get_context("spawn"), start_up, (kind, core, threads))
+    pool = ProcessPoolExecutor(1, get_context("spawn"), start_up, (kind, core, threads, compute))
     assert pool.submit(bool, 1).result()
     return pool
 
@@ -176,9 +177,9 @@ def process(kind: str, core: int | None, threads: int) -> ProcessPoolExecutor:
 # ---- the comparisons -------------------------------------------------------------------------------------------------
 
 
-def against_bare(given: Corpus, core: int, rounds: int) -> Comparison:
+def against_bare(given: Corpus, core: int, rounds: int, compute: Compute) -> Comparison:
     part = Corpus(given.root, given.shards[:1], given.rows[:1])
-    with process("ours", core, 1) as pool, process("one", core, 1) as theirs:
+    with process("ours", core, 1, compute) as pool, process("one", core, 1) as theirs:
         ways = {
             "bare": lambda: part.seconds / pool.submit(bare, part).result(),
             "ours": lambda: part.seconds / pool.submit(ours, part).result(),
@@ -192,8 +193,8 @@ def against_bare(given: Corpus, core: int, rounds: int) -> Comparison:
     return Comparison(rates["bare"], rates["ours"])
 
 
-def against_one(given: Corpus, cores: list[int], rounds: int) -> Comparison:
-    pools = [process("ours", core, 1) for core in cores]
+def against_one(given: Corpus, cores: list[int], rounds: int, compute: Compute) -> Comparison:
+    pools = [process("ours", core, 1, compute) for core in cores]
     theirs = process("one", None, len(cores))
 
     def all_ours() -> float:
@@ -218,14 +219,14 @@ def against_one(given: Corpus, cores: list[int], rounds: int) -> Comparison:
 
 def on_cpu(place: Path, given: argparse.Namespace) -> int:
     cores = sorted(os.sched_getaffinity(0))
-    print(machine(), flush=True)
+    print(f"{machine()}; {given.compute}", flush=True)
     missed = 0
     for mean in given.seconds:
         made = corpus(place / f"{mean:g}", given.shards * len(cores), max(8, int(given.minutes * 60 / mean)), mean)
         print(f"\n{sum(map(len, made.rows))} clips of {mean:g} s, {made.seconds / 60:.1f} min", flush=True)
-        alone = against_bare(made, cores[0], given.rounds)
+        alone = against_bare(made, cores[0], given.rounds, given.compute)
         missed += verdict(f"extraction against the bare loop, {mean:g} s", alone.ratio, OF_BARE, alone.drift)
-        both = against_one(made, cores, given.rounds)
+        both = against_one(made, cores, given.rounds, given.compute)
         missed += verdict(f"extraction against one by one, {mean:g} s", both.ratio, OF_ONE, both.drift)
     return int(missed > 0)
 
@@ -235,7 +236,7 @@ def on_cuda(place: Path, given: argparse.Namespace) -> int:
     peak = matmul_rate(device, torch.bfloat16)
     torch.set_float32_matmul_precision(given.precision)
     with device:
-        encoder = build_encoder(EncoderSpec(kind="whisper", config=LARGE))
+        encoder = build_encoder(EncoderSpec(kind="whisper", config=LARGE, compute=given.compute))
     made = corpus(place, given.shards, max(8, int(given.minutes * 60 / 10.0)), 10.0)
     loaded = [b for rows in made.rows for b in in_memory(rows, made.root, "cuda")]
     operations = flops(encoder, loaded)
@@ -253,7 +254,7 @@ def on_cuda(place: Path, given: argparse.Namespace) -> int:
     for way in ways.values():
         way()
     rates = interleaved(ways, given.rounds)
-    print(f"{machine(device, torch.float32)}, matmul precision {given.precision}")
+    print(f"{machine(device)}; {given.compute}, of float32 matmul precision {given.precision}")
     print(f"bfloat16 products of 8192 x 8192: {peak / 1e12:.1f} Tflop/s")
     for name, found in rates.items():
         share = operations * statistics.median(found) / made.seconds / peak
@@ -267,7 +268,7 @@ def flops(encoder: AudioEncoder, batches: list[list[Tensor]]) -> int:
     """Floating-point operations of one pass over all batches, padding included."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    device = device_of(encoder)
+    device = encoder.device
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
         for batch in batches:
             encoder([waveform.to(device) for waveform in batch])
@@ -280,6 +281,7 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=10.0, help="of audio in a shard")
     parser.add_argument("--shards", type=int, default=1, help="for each core, or in all on a card")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--compute", choices=["float32", "bfloat16"], default="float32", help="of our encoder")
     parser.add_argument("--cuda", action="store_true", help="on a card")
     parser.add_argument(
         "--precision", choices=["highest", "high", "medium"], default="high", help="of float32 on a card"
