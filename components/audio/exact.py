@@ -1,4 +1,4 @@
-"""The samples of a FLAC that a shard keeps as it is: decoded to be checked, by dr_flac, in 0.6 of libFLAC's time.
+"""The samples of a FLAC as shards hold it, decoded by dr_flac in 0.6 of libFLAC's time.
 
 dr_flac compares the sum of every frame and leaves out those that are damaged (dr_flac.h, "CRC checks"); it comes with
 miniaudio. Whatever is in any way unusual is left to `components.audio.decode`, which mends it or says what is wrong.
@@ -20,17 +20,21 @@ def exact_samples(data: bytes) -> tuple[np.ndarray, tuple[str, ...]] | None:
 
     None for all else.
     """
-    header = fits(data)
-    if header is None or header.format != "FLAC" or refusal(data):
-        return None
-    samples = _decoded(data)
-    if samples is None or len(samples) != header.frames or has_offset(samples, FULL):
+    samples = None if refusal(data) else plain_samples(data)
+    if samples is None or has_offset(samples, FULL):
         return None
     low, high = int(samples.min()), int(samples.max())
     if max(high, -low) < SILENCE * FULL:
         return samples, (SILENT,)
     clipped = stands_at(samples, high, FULL) or stands_at(samples, low, FULL)
     return samples, (CLIPPED,) if clipped else ()
+
+
+def plain_samples(data: bytes) -> np.ndarray | None:
+    """`(samples,)` int16 of a whole 16 kHz mono FLAC of 16 bits; None for all else, and for a damaged one."""
+    header = fits(data)
+    samples = _decoded(data) if header is not None and header.format == "FLAC" else None
+    return samples if samples is not None and header is not None and len(samples) == header.frames else None
 
 
 def _decoded(data: bytes) -> np.ndarray | None:
