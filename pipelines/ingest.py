@@ -10,7 +10,7 @@ from prefect import flow, task
 from components.audio.vad import check_model
 from components.datacard.card import write_card
 from components.schema import AudioManifest, Reject, StageReport
-from components.shards.group import plan_groups, set_duplicates_aside
+from components.shards.group import in_turn, plan_groups, set_duplicates_aside
 from components.shards.publish import publish, up_to_date
 from infra import storage
 from pipelines import artifacts, crew, retrying
@@ -86,10 +86,11 @@ def _card(root: str) -> str:
 def _run(work: Workspace, groups: list[Group]) -> int:
     """Make every shard; returns how many an earlier run had finished."""
     arguments = (work.audio_root, work.config.data, work.config.ingest)
-    largest_first = sorted(groups, key=lambda group: -len(group[1]))  # else one is left at the end
+    workers = 0 if work.config.ray_address else work.config.cores()
+    ordered = [groups[i] for i in in_turn([group for _, group in groups], workers)]
     reused = 0
     with Work("ingest", len(groups), "shards") as progress:
-        for number, (group, report) in enumerate(crew.over_shards(work.config, ingester, arguments, largest_first), 1):
+        for number, (group, report) in enumerate(crew.over_shards(work.config, ingester, arguments, ordered), 1):
             reused += report.reused if not isinstance(report, crew.Crashed) else _find_culprits(work, group)
             progress.to(number)
     return reused

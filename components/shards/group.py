@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import heapq
 import itertools
 import posixpath
+import random
 import re
 from collections import Counter
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from components.digest import digest_bytes
 from components.schema import Recording, Reject
@@ -18,6 +20,8 @@ KEY_LENGTH = 80  # letters; with the longest suffix (.safetensors) a member name
 PER_SHARD = 256  # recordings
 LEAST_CUT = 16  # recordings a shard below which groups are not cut by their ids
 CUTS = 4
+FEW = 8  # groups a worker: with more, the fullest first leave less than a sixteenth to wait for
+SHUFFLES = 256
 PIECE = re.compile(r"(.+)--\d{4,}")  # the key of a piece of a recording, see components/shards/samples.py
 
 
@@ -89,6 +93,28 @@ def _ends(item: Keyed, per_shard: int) -> bool:
     """True for one id in `per_shard / CUTS`: five of six half-full groups meet one before they are full."""
     number = int(digest_bytes(item.recording.annotation.id.encode("utf-8", "surrogatepass"))[:8], 16)
     return number * per_shard < CUTS << 32
+
+
+def in_turn(groups: Sequence[Sequence[Any]], workers: int) -> list[int]:
+    """Indexes of groups in the order for so many workers (0: not known) that each take the next one.
+
+    The fullest first, else one is left at the end. Of a few groups that may still keep one worker long after the
+    others are done: then shuffles are tried too, and the order is taken by which the last is done soonest.
+    """
+    sizes = [len(group) for group in groups]
+    fullest = sorted(range(len(sizes)), key=lambda i: -sizes[i])
+    if not workers or len(sizes) > FEW * workers:
+        return fullest
+    chance = random.Random(0)
+    orders = [fullest, *(chance.sample(fullest, len(fullest)) for _ in range(SHUFFLES))]
+    return min(orders, key=lambda order: _last_done([sizes[i] for i in order], workers))
+
+
+def _last_done(sizes: Sequence[int], workers: int) -> int:
+    busy = [0] * workers  # until when
+    for size in sizes:
+        heapq.heapreplace(busy, busy[0] + size)
+    return max(busy)
 
 
 def original_name(url: str, data_url: str) -> str:

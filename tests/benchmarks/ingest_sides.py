@@ -23,7 +23,7 @@ def ours(folder: Path, out: Path, jobs: int, trust: bool = False) -> float:
     from components.audio.identity import digest_at
     from components.audio.split import assign_splits
     from components.schema import Annotation, Recording
-    from components.shards.group import plan_groups
+    from components.shards.group import in_turn, plan_groups
     from components.shards.ingest import ingest_group
     from components.shards.publish import publish
     from components.shards.settings import Ingest
@@ -41,8 +41,8 @@ def ours(folder: Path, out: Path, jobs: int, trust: bool = False) -> float:
     began = time.perf_counter()
     root, data = str(out / "audio" / "v"), str(folder)
     with ProcessPoolExecutor(jobs) as workers:
-        largest_first = sorted(enumerate(groups), key=lambda item: -len(item[1]))  # as pipelines/ingest.py does
-        made = [workers.submit(ingest_group, *item, root, data, settings) for item in largest_first]
+        order = in_turn(groups, jobs)  # as pipelines/ingest.py does
+        made = [workers.submit(ingest_group, i, groups[i], root, data, settings) for i in order]
         for one in made:
             one.result()
     manifest = publish(root, "speed", "v", groups, [], data, PER_SHARD, settings)

@@ -10,7 +10,14 @@ from hypothesis import strategies as st
 
 from components.digest import digest_bytes
 from components.schema import Annotation, Recording
-from components.shards.group import KEY_LENGTH, assign_keys, original_name, plan_groups, set_duplicates_aside
+from components.shards.group import (
+    KEY_LENGTH,
+    assign_keys,
+    in_turn,
+    original_name,
+    plan_groups,
+    set_duplicates_aside,
+)
 
 SAFE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*")
 
@@ -103,3 +110,28 @@ def test_a_shard_without_room_is_refused() -> None:
 )
 def test_original_names_are_relative_to_the_data(url: str, data: str, name: str) -> None:
     assert original_name(url, data) == name
+
+
+def done_at(groups: list[range], order: list[int], workers: int) -> int:
+    """When the last worker is done, if each takes the next group as soon as it is free."""
+    busy = [0] * workers
+    for i in order:
+        first = busy.index(min(busy))
+        busy[first] += len(groups[i])
+    return max(busy)
+
+
+@given(st.lists(st.integers(1, 256), max_size=40), st.integers(1, 5))
+def test_every_group_has_its_turn_and_the_last_is_done_no_later(sizes: list[int], workers: int) -> None:
+    groups = [range(size) for size in sizes]
+    order, fullest = in_turn(groups, workers), in_turn(groups, 0)
+    assert sorted(order) == list(range(len(sizes))) == sorted(fullest)
+    assert [sizes[i] for i in fullest] == sorted(sizes, reverse=True)
+    assert done_at(groups, order, workers) <= done_at(groups, fullest, workers)
+    assert in_turn(groups, workers) == order
+
+
+def test_few_groups_are_shared_out_evenly() -> None:
+    groups = [range(size) for size in (135, 239, 206, 234, 221, 164, 250, 51)]
+    assert done_at(groups, in_turn(groups, 0), 2) == 772
+    assert done_at(groups, in_turn(groups, 2), 2) <= 755
