@@ -14,7 +14,7 @@ from models.encoders.base import AudioEncoder
 from models.recipe import Stage
 
 BFLOAT16_UNITS = ("avx512_bf16", "amx_bf16")  # of a CPU, as torch.cpu.get_capabilities names them
-EXACT = ("transcriber",)  # encoders whose frames are text, of which every byte counts
+EXACT = ("transcriber", "encodec")  # encoders whose frames are text or codes, of which every byte counts
 FEATURE_VERSION = 1  # raise it when extract.py may give other numbers for the same key
 
 
@@ -44,7 +44,7 @@ def feature_key(
 
 
 def form_for(encoder: AudioEncoder, form: Form) -> Form:
-    """The form that a run asks for, or plain bfloat16 where it would harm: text as frames, or one frame a clip."""
+    """The form that a run asks for, or plain bfloat16 where it would harm: text or codes, or one frame a clip."""
     return BF16 if encoder.spec.kind in EXACT or encoder.spec.pool == 0 else form
 
 

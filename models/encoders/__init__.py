@@ -18,6 +18,7 @@ ENCODERS = {
     "parakeet": "parakeet.ParakeetEncoder",
     "cavmae": "cavmae.CavMaeEncoder",
     "clap": "clap.ClapEncoder",
+    "encodec": "encodec.EncodecEncoder",
     "transcriber": "transcriber.TranscriberEncoder",
     "decoder_states": "decoder_states.DecoderStatesEncoder",
 }

@@ -14,10 +14,14 @@ from torch import Tensor
 import components.features.extract as extract
 from components.digest import digest_file
 from components.features.extract import Target, encode_clips, extract_all, extract_shard, plan_batches
+from components.features.form import BF16, Form
+from components.features.key import form_for
 from components.features.store import FeatureStore
 from components.features.units import assign
 from components.schema import ShardInfo
 from components.shards.reader import ShardReader
+from models.encoders import EncoderSpec, build_encoder
+from models.encoders.encodec import codes_of
 
 LENGTHS = [[0.3, 2.0, 0.05, 1.1, 1.1, 3.7, 0.9, 0.31], [1.0, 0.2, 2.4]]
 
@@ -196,3 +200,14 @@ def test_an_unfinished_cache_is_never_read(tmp_path: Path) -> None:
     extract_shard(audio.shards[0], index, str(tmp_path / "audio"), SmallEncoder(), str(tmp_path / "features"))
     with pytest.raises(FileNotFoundError, match="run the cache stage"):
         FeatureStore(str(tmp_path / "features"))
+
+
+def test_a_cache_holds_codec_tokens_to_the_bit(tmp_path: Path) -> None:
+    audio, index = make_audio(tmp_path / "audio", [[0.3, 1.1, 0.02]])
+    encoder = build_encoder(EncoderSpec(kind="encodec", config={"num_filters": 4, "hidden_size": 16}))
+    store = make_cache(tmp_path, encoder, audio, index, tmp_path / "audio")
+    assert form_for(encoder, Form.parse("int8")) == BF16
+    for row in index:
+        wave = torch.from_numpy(ShardReader(str(tmp_path / "audio")).waveform(row))
+        live = encode_clips(encoder, [wave])[0]
+        assert torch.equal(codes_of(store.load(row["key"])), codes_of(live))
