@@ -20,7 +20,7 @@ def exact_samples(data: bytes) -> tuple[np.ndarray, tuple[str, ...]] | None:
 
     None for all else.
     """
-    samples = None if refusal(data) else plain_samples(data)
+    samples = plain_samples(data) if fits(data) and not refusal(data) else None
     if samples is None or has_offset(samples, FULL):
         return None
     low, high = int(samples.min()), int(samples.max())
@@ -33,8 +33,10 @@ def exact_samples(data: bytes) -> tuple[np.ndarray, tuple[str, ...]] | None:
 def plain_samples(data: bytes) -> np.ndarray | None:
     """`(samples,)` int16 of a whole 16 kHz mono FLAC of 16 bits; None for all else, and for a damaged one."""
     header = fits(data)
-    samples = _decoded(data) if header is not None and header.format == "FLAC" else None
-    return samples if samples is not None and header is not None and len(samples) == header.frames else None
+    if header is None or header.format != "FLAC":
+        return None
+    samples = _decoded(data)
+    return samples if samples is not None and len(samples) == header.frames else None
 
 
 def _decoded(data: bytes) -> np.ndarray | None:

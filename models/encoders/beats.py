@@ -209,7 +209,7 @@ class BeatsEncoder(AudioEncoder):
         return kaldi_frames(max(samples, self.shortest)) // self.patch * (BINS // self.patch)
 
     def encode(self, waveforms: Tensor, lengths: Tensor) -> Tensor:
-        device = self.layers.patch_embedding.weight.device
+        device = self.device
         spectra = [self.spectrum(row[: int(n)].to(device)) for row, n in zip(waveforms, lengths, strict=True)]
         counts = torch.tensor([self.frames_of(int(n)) for n in lengths], device=device)
         batch = nn.utils.rnn.pad_sequence(spectra, batch_first=True)

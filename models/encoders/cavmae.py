@@ -182,7 +182,7 @@ class CavMaeEncoder(AudioEncoder):
         return rows * steps
 
     def encode(self, waveforms: Tensor, lengths: Tensor) -> Tensor:
-        device = self.layers.pos_embed_a.device
+        device = self.device
         spectra = [self.spectrum(row[: int(n)].to(device)) for row, n in zip(waveforms, lengths, strict=True)]
         return self.layers(torch.stack(spectra), self.spec.layer)  # type: ignore[no-any-return]
 

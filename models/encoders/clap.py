@@ -107,7 +107,7 @@ class ClapEncoder(AudioEncoder):
         return self.cutting.most if self.spec.window else self.cutting.number(samples)
 
     def encode(self, waveforms: Tensor, lengths: Tensor) -> Tensor:
-        device = self.layers.batch_norm.weight.device
+        device = self.device
         clips = [self.cut(row[: int(n)]) for row, n in zip(waveforms, lengths, strict=True)]
         windows = torch.cat(clips).split(AT_ONCE)
         vectors = torch.cat([self.embed(some.to(device)) for some in windows])

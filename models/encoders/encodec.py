@@ -77,6 +77,7 @@ class EncodecEncoder(AudioEncoder):
         self.hop: int = config.hop_length
         with seeded(spec.seed):
             self.layers = Layers(config)
+            self.layers.quantizer.num_quantizers = self.books  # that it encodes by; it keeps the layers of all
             for layer in self.layers.quantizer.layers:
                 layer.codebook.embed.normal_(std=SPREAD)  # zeros until weights are there: all codes would be 0
         if folder:
@@ -93,14 +94,8 @@ class EncodecEncoder(AudioEncoder):
         clips = [resample(row[: max(1, int(n))]) for row, n in zip(waveforms, lengths, strict=True)]
         longest = max(*sizes, SHORTEST) * self.hop
         batch = torch.stack([functional.pad(clip, (0, longest - len(clip))) for clip in clips])
-        residual = self.layers.encoder(batch[:, None].to(self.device))
-        codes = []
-        for layer in self.layers.quantizer.layers[: self.books]:
-            code = layer.encode(residual)
-            residual = residual - layer.decode(code)
-            codes.append(code)
-        stacked = torch.stack(codes, dim=-1)
-        return torch.stack([stacked // BYTE, stacked % BYTE], dim=-1).flatten(-2).float()
+        codes = self.layers.quantizer.encode(self.layers.encoder(batch[:, None].to(self.device))).permute(1, 2, 0)
+        return torch.stack([codes // BYTE, codes % BYTE], dim=-1).flatten(-2).float()
 
     def preprocessing(self) -> dict[str, Any]:
         own = {"resampled": "soxr HQ", "rate": RATE, "shortest": SHORTEST, "books": self.books, "bytes": "high, low"}

@@ -53,7 +53,7 @@ class MoonshineEncoder(LayeredEncoder):
         return frames
 
     def states(self, waveforms: Tensor, lengths: Tensor) -> Iterator[Tensor]:
-        device = self.layers.conv1.weight.device
+        device = self.device
         samples = lengths.clamp_min(SHORTEST).to(device)
         waveforms = waveforms.to(device).masked_fill(~valid_mask(lengths.to(device), waveforms.shape[1]), 0.0)
         waveforms = functional.pad(waveforms, (0, max(0, SHORTEST - waveforms.shape[1])))

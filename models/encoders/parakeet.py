@@ -53,7 +53,7 @@ class ParakeetEncoder(LayeredEncoder):
         return frames
 
     def states(self, waveforms: Tensor, lengths: Tensor) -> Iterator[Tensor]:
-        device = self.layers.device
+        device = self.device
         mels = [self.mel(row[: int(n)].to(device)) for row, n in zip(waveforms, lengths, strict=True)]
         sizes = torch.tensor([len(mel) for mel in mels], device=device)
         batch = nn.utils.rnn.pad_sequence(mels, batch_first=True)

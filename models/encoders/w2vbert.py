@@ -55,7 +55,7 @@ class W2vBertEncoder(LayeredEncoder):
         return kaldi_frames(max(samples, SHORTEST)) // STRIDE
 
     def states(self, waveforms: Tensor, lengths: Tensor) -> Iterator[Tensor]:
-        device = self.model.device
+        device = self.device
         banks = [self.bank(row[: int(n)].to(device)) for row, n in zip(waveforms, lengths, strict=True)]
         counts = torch.tensor([len(bank) for bank in banks], device=device)
         state = self.model.feature_projection(nn.utils.rnn.pad_sequence(banks, batch_first=True))[0]

@@ -61,7 +61,7 @@ class WhisperEncoder(LayeredEncoder):
         return (min(max(samples, FFT), self.longest) // HOP + 1) // 2
 
     def states(self, waveforms: Tensor, lengths: Tensor) -> Iterator[Tensor]:
-        device = self.layers.conv1.weight.device
+        device = self.device
         clips = [self.trim(row[: int(n)].to(device)) for row, n in zip(waveforms, lengths, strict=True)]
         bins = self.layers.num_mel_bins
         mels = [log_mel(clip, bins) for clip in clips]
